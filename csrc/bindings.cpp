@@ -1,0 +1,57 @@
+// The whole raw surface of radam_fused._C. Only radam_fused.backends calls it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/step.h"
+#include "tensor_table.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// Mirrors radam_fused.rectification.Coefficients, field by field.
+radam::StepCoefficients coefficients_from(const py::tuple& t) {
+  if (t.size() != 9) throw std::invalid_argument("expected the nine coefficients of a step");
+  const auto value = [&](std::size_t i) { return t[i].cast<double>(); };
+  const int update = t[8].cast<int>();
+  if (update < 0 || update > 2) throw std::invalid_argument("unknown kind of update");
+  return {{value(0), value(1), value(2), value(3), value(4), value(5), value(6), value(7)},
+          static_cast<radam::Update>(update)};
+}
+
+std::vector<radam::StepCoefficients> coefficients_for(const radam::TensorTable& table,
+                                                      const py::list& coefficients) {
+  if (coefficients.size() != table.coefficients_needed()) {
+    throw std::invalid_argument("expected coefficients for every distinct step count");
+  }
+  std::vector<radam::StepCoefficients> result;
+  for (const py::handle& item : coefficients) {
+    result.push_back(coefficients_from(item.cast<py::tuple>()));
+  }
+  return result;
+}
+
+void cpu_step(radam::TensorTable& table, const py::list& coefficients, int threads,
+              const std::string& instruction_set) {
+  if (!table.on_cpu()) throw std::invalid_argument("cpu_step takes tensors in the CPU's memory");
+  const auto steps = coefficients_for(table, coefficients);
+  {
+    const py::gil_scoped_release release;
+    radam::cpu::step(table.segments(), table.types(), steps, threads, instruction_set);
+  }
+  table.finish();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::class_<radam::TensorTable>(m, "TensorTable")
+      .def(py::init<py::list, py::list, py::object, bool>(), py::arg("params"), py::arg("states"),
+           py::arg("steps"), py::arg("amsgrad"))
+      .def("refresh", &radam::TensorTable::refresh)
+      .def_property_readonly("active", &radam::TensorTable::active)
+      .def_property_readonly("all_active", &radam::TensorTable::all_active);
+  m.def("instruction_sets", &radam::cpu::instruction_sets);
+  m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("coefficients"), py::arg("threads"),
+        py::arg("instruction_set"));
+}

@@ -1,0 +1,46 @@
+// The part of DLPack's C exchange interface (version 1.3, type attribute __dlpack_c_exchange_api__)
+// that tells where a tensor lies. torch has it since 2.10, so no libtorch is needed to read a tensor.
+#pragma once
+
+#include <cstdint>
+
+namespace radam::dlpack {
+
+constexpr const char* kCapsuleName = "dlpack_exchange_api";
+constexpr std::uint32_t kMajorVersion = 1;
+
+enum DeviceType : std::int32_t { kCPU = 1 };
+enum TypeCode : std::uint8_t { kFloat = 2, kBFloat = 4, kComplex = 5 };
+
+struct Device {
+  std::int32_t type;
+  std::int32_t id;
+};
+
+struct DataType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+};
+
+struct TensorView {
+  void* data;
+  Device device;
+  std::int32_t ndim;
+  DataType dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;  // in elements
+  std::uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+  std::uint32_t major, minor;
+  const void* previous;
+  void* allocate;
+  void* owned_from_object;
+  void* object_from_owned;
+  int (*view_from_object)(void* object, TensorView* out);  // borrowed; nonzero: Python error set
+  void* current_work_stream;
+};
+
+}  // namespace radam::dlpack

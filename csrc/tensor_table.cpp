@@ -1,0 +1,315 @@
+#include "tensor_table.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+namespace radam {
+namespace {
+
+constexpr std::array<const char*, 5> kNames = {"parameter", "gradient", "exp_avg", "exp_avg_sq",
+                                               "max_exp_avg_sq"};
+
+// Rows to prefetch ahead: far enough for memory to answer, near enough to still be in the first cache.
+constexpr std::size_t kAhead = 4;
+
+// Python objects used at every step, made once and never released: they outlive the interpreter's
+// module teardown on purpose.
+struct Interned {
+  PyObject* tensor_type;
+  PyObject* grad;
+  PyObject* step;
+  PyObject* is_conj;
+  PyObject* is_neg;
+  std::array<PyObject*, 5> state;
+  const dlpack::ExchangeApi* api;
+};
+
+const Interned& interned() {
+  static const Interned names = [] {
+    Interned n{};
+    const py::object tensor = py::module_::import("torch").attr("Tensor");
+    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+    n.api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
+    if (n.api == nullptr) throw py::error_already_set();
+    if (n.api->major != dlpack::kMajorVersion || n.api->view_from_object == nullptr) {
+      throw std::runtime_error("this torch exchanges tensors by an unknown version of DLPack");
+    }
+    n.tensor_type = py::object(tensor).release().ptr();
+    n.grad = PyUnicode_InternFromString("grad");
+    n.step = PyUnicode_InternFromString("step");
+    n.is_conj = PyUnicode_InternFromString("is_conj");
+    n.is_neg = PyUnicode_InternFromString("is_neg");
+    for (std::size_t i = 2; i < kNames.size(); ++i) {
+      n.state[i] = PyUnicode_InternFromString(kNames[i]);
+    }
+    return n;
+  }();
+  return names;
+}
+
+bool same(const dlpack::DataType& a, const dlpack::DataType& b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
+bool same(const dlpack::Device& a, const dlpack::Device& b) {
+  return a.type == b.type && a.id == b.id;
+}
+
+bool is_complex(const dlpack::DataType& dtype) {
+  return dtype.code == dlpack::kComplex;
+}
+
+std::optional<DType> real_dtype(const dlpack::DataType& dtype) {
+  if (dtype.lanes != 1) return {};
+  if (dtype.code == dlpack::kBFloat && dtype.bits == 16) return DType::bfloat16;
+  if (dtype.code != dlpack::kFloat && dtype.code != dlpack::kComplex) return {};
+  switch (dtype.bits / (is_complex(dtype) ? 2 : 1)) {
+    case 64:
+      return DType::float64;
+    case 32:
+      return DType::float32;
+    case 16:
+      if (!is_complex(dtype)) return DType::float16;
+  }
+  return {};
+}
+
+// Whether the elements fill one range of memory, each place once, in whatever order.
+bool is_dense(const dlpack::TensorView& view) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
+  for (std::int32_t d = 0; d < view.ndim; ++d) {
+    if (view.shape[d] == 0) return true;
+    if (view.shape[d] != 1) dims.emplace_back(view.strides[d], view.shape[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  std::int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+bool answers_no(PyObject* object, PyObject* method) {
+  PyObject* const answer = PyObject_CallMethodNoArgs(object, method);
+  if (answer == nullptr) throw py::error_already_set();
+  Py_DECREF(answer);
+  return answer == Py_False;
+}
+
+py::object gradient(PyObject* param) {
+  PyObject* const grad = PyObject_GetAttr(param, interned().grad);
+  if (grad == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(grad);
+}
+
+// A step finds the Python objects in memory, not in cache, and each look-up waits for the one before.
+// `sizes` is where torch kept the tensor's sizes at the last step, within the tensor's own record; its
+// storage and its autograd record are usually allocated beside that. Inlined by force, because a
+// function that only prefetches counts as one without effect, and calls to it are left out.
+RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_before,
+                           int lines_after) {
+  __builtin_prefetch(object);
+  for (int line = -lines_before; line <= lines_after; ++line) {
+    __builtin_prefetch(static_cast<const char*>(sizes) + 64 * line);
+  }
+}
+
+void* address(const dlpack::TensorView& view) {
+  return static_cast<char*>(view.data) + view.byte_offset;
+}
+
+}  // namespace
+
+// Whether the state still holds the tensors that the table was made for.
+bool TensorTable::state_is_current(const Row& row) const {
+  if (PyDict_GetItem(row.state, interned().step) != row.step) return false;
+  for (int r = kExpAvg; r < roles_; ++r) {
+    if (PyDict_GetItem(row.state, interned().state[r]) != row.tensors[r]) return false;
+  }
+  return true;
+}
+
+// False where the object is no readable tensor of an expected Python type.
+bool TensorTable::view(const Row& row, Role role, dlpack::TensorView& out) const {
+  PyObject* const tensor = row.tensors[role];
+  const auto* tensor_type = reinterpret_cast<PyTypeObject*>(interned().tensor_type);
+  if (Py_TYPE(tensor) != tensor_type && Py_TYPE(tensor) != row.param_type) return false;
+  if (interned().api->view_from_object(tensor, &out) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  // A gradient's memory does not hold a lazy conjugate or the lazy negative that its parts become;
+  // autograd leaves the latter as a dense tensor of real numbers only where that has one element.
+  if (role == kGrad && is_complex(out.dtype)) return answers_no(tensor, interned().is_conj);
+  if (role == kGrad && row.numel == 1) return answers_no(tensor, interned().is_neg);
+  return true;
+}
+
+bool TensorTable::matches(const dlpack::TensorView& view, const Row& row, Role role) const {
+  if (!same(view.device, device_) || !same(view.dtype, dtypes_[role])) return false;
+  if (view.ndim != row.ndim) return false;
+  const std::int64_t* const shape = layouts_.data() + row.layout;
+  const std::int64_t* const strides = shape + row.ndim;
+  for (std::int32_t d = 0; d < row.ndim; ++d) {
+    if (view.shape[d] != shape[d]) return false;
+    // The stride of a single element, or of none, is never used.
+    if (shape[d] > 1 && row.numel > 0 && view.strides[d] != strides[d]) return false;
+  }
+  return true;
+}
+
+TensorTable::TensorTable(py::list params, py::list states, py::object steps, bool amsgrad)
+    : steps_(std::move(steps)), roles_(amsgrad ? kRoles : kMaxExpAvgSq) {
+  const std::size_t count = params.size();
+  if (count == 0 || states.size() != count) {
+    throw std::invalid_argument("expected as many states as parameters, at least one");
+  }
+  const auto keep = [this](py::object object) {
+    kept_.push_back(std::move(object));
+    return kept_.back().ptr();
+  };
+  bool types_known[kRoles] = {};
+  for (std::size_t i = 0; i < count; ++i) {
+    Row row{};
+    const py::dict state = states[i].cast<py::dict>();
+    const py::object grad = gradient(py::object(params[i]).ptr());
+    row.state = keep(state);
+    row.step = keep(state["step"]);
+    row.tensors[kParam] = keep(params[i]);
+    row.tensors[kGrad] = grad.ptr();
+    for (int r = kExpAvg; r < roles_; ++r) row.tensors[r] = keep(state[kNames[r]]);
+    row.param_type = Py_TYPE(row.tensors[kParam]);
+    for (int r = kParam; r < roles_; ++r) {
+      const Role role = static_cast<Role>(r);
+      if (row.tensors[r] == Py_None) continue;  // no gradient yet
+      dlpack::TensorView v{};
+      const std::string what = std::string(kNames[r]) + " " + std::to_string(i);
+      if (!view(row, role, v)) {
+        throw std::invalid_argument(what + " is no tensor with memory of its own");
+      }
+      if (role == kParam) {
+        if (!is_dense(v)) throw std::invalid_argument(what + " does not fill a range of memory");
+        row.ndim = v.ndim;
+        row.layout = static_cast<std::int32_t>(layouts_.size());
+        row.numel = is_complex(v.dtype) ? 2 : 1;
+        for (std::int32_t d = 0; d < v.ndim; ++d) row.numel *= v.shape[d];
+        layouts_.insert(layouts_.end(), v.shape, v.shape + v.ndim);
+        layouts_.insert(layouts_.end(), v.strides, v.strides + v.ndim);
+        if (i == 0) device_ = v.device;
+      }
+      if (!types_known[r]) {
+        dtypes_[r] = v.dtype;
+        types_known[r] = true;
+      }
+      if (!matches(v, row, role)) {
+        throw std::invalid_argument(what + " differs in device, dtype, shape or memory order");
+      }
+    }
+    rows_.push_back(row);
+  }
+  // Where no gradient is known yet, one of the parameter's dtype is expected.
+  if (!types_known[kGrad]) dtypes_[kGrad] = dtypes_[kParam];
+
+  DType resolved[kRoles] = {};
+  for (int r = kParam; r < roles_; ++r) {
+    const std::optional<DType> dtype = real_dtype(dtypes_[r]);
+    if (!dtype || is_complex(dtypes_[r]) != is_complex(dtypes_[kParam])) {
+      throw std::invalid_argument(std::string(kNames[r]) + " has an unsupported dtype");
+    }
+    resolved[r] = *dtype;
+    // A moment is stored in the arithmetic type or, for 16-bit parameters, in theirs.
+    const DType arithmetic = resolved[kParam] == DType::float64 ? DType::float64 : DType::float32;
+    if (r >= kExpAvg && resolved[r] != arithmetic && resolved[r] != resolved[kParam]) {
+      throw std::invalid_argument(std::string(kNames[r]) + " has an unsupported dtype");
+    }
+  }
+  types_ = {resolved[kParam], resolved[kGrad], resolved[kExpAvg], resolved[kExpAvgSq],
+            resolved[kMaxExpAvgSq]};
+
+  dlpack::TensorView v{};
+  if (interned().api->view_from_object(steps_.ptr(), &v) != 0) throw py::error_already_set();
+  if (v.device.type != dlpack::kCPU || v.ndim != 1 || v.dtype.code != dlpack::kFloat ||
+      (v.dtype.bits != 32 && v.dtype.bits != 64) ||
+      v.shape[0] != static_cast<std::int64_t>(count) || (count > 1 && v.strides[0] != 1)) {
+    throw std::invalid_argument("steps must be one contiguous CPU tensor of float32 or float64");
+  }
+  steps_are_float64_ = v.dtype.bits == 64;
+
+  grads_.resize(count);
+  segments_.reserve(count);
+  active_.reserve(count);
+}
+
+std::int32_t TensorTable::coefficients_for(double step) {
+  if (due_.empty() || due_.back() != step) {
+    const auto known = std::find(due_.begin(), due_.end(), step);
+    if (known != due_.end()) return static_cast<std::int32_t>(known - due_.begin());
+    due_.push_back(step);
+  }
+  return static_cast<std::int32_t>(due_.size() - 1);
+}
+
+std::optional<std::vector<double>> TensorTable::refresh() {
+  segments_.clear();
+  active_.clear();
+  due_.clear();
+
+  dlpack::TensorView steps{};
+  if (interned().api->view_from_object(steps_.ptr(), &steps) != 0) throw py::error_already_set();
+  const void* counters = address(steps);
+
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    if (i + kAhead < rows_.size()) {
+      const Row& ahead = rows_[i + kAhead];
+      for (int r = kParam; r <= kGrad; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 5, 6);
+      for (int r = kExpAvg; r < roles_; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 1, 2);
+      __builtin_prefetch(ahead.state);
+    }
+    Row& row = rows_[i];
+    grads_[i] = gradient(row.tensors[kParam]);
+    row.tensors[kGrad] = grads_[i].ptr();
+    if (grads_[i].is_none()) continue;
+    if (!state_is_current(row)) return std::nullopt;
+    void* at[kRoles] = {};
+    for (int r = kParam; r < roles_; ++r) {
+      const Role role = static_cast<Role>(r);
+      dlpack::TensorView v{};
+      if (!view(row, role, v) || !matches(v, row, role)) return std::nullopt;
+      at[r] = address(v);
+      row.hints[r] = v.shape;
+    }
+    // Counted in the counter's own precision, as torch counts.
+    const double step = steps_are_float64_ ? static_cast<const double*>(counters)[i] + 1.0
+                                           : static_cast<const float*>(counters)[i] + 1.0f;
+    const std::int32_t coefficients = coefficients_for(step);
+    active_.push_back(i);
+    if (row.numel == 0) continue;
+    segments_.push_back({at[kParam], at[kGrad], at[kExpAvg], at[kExpAvgSq], at[kMaxExpAvgSq],
+                         row.numel, first, coefficients});
+    first += row.numel;
+  }
+  return due_;
+}
+
+void TensorTable::finish() {
+  dlpack::TensorView steps{};
+  if (interned().api->view_from_object(steps_.ptr(), &steps) != 0) throw py::error_already_set();
+  for (const std::size_t i : active_) {
+    if (steps_are_float64_) {
+      static_cast<double*>(address(steps))[i] += 1;
+    } else {
+      static_cast<float*>(address(steps))[i] += 1;
+    }
+  }
+  for (std::size_t i = 0; i < grads_.size(); ++i) {
+    if (i + kAhead < grads_.size()) __builtin_prefetch(grads_[i + kAhead].ptr(), 1);
+    grads_[i] = py::none();
+  }
+  segments_.clear();
+}
+
+}  // namespace radam

@@ -1,0 +1,78 @@
+// From Python tensors to segments: the one place where addresses enter C++, after every check.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+
+#include "dlpack.h"
+#include "segments.h"
+
+namespace radam {
+
+namespace py = pybind11;
+
+// Parameters with their optimizer state. Every refresh() reads each tensor anew (type, device, dtype,
+// shape, strides, address), so nothing that has changed since the table was made can go unnoticed.
+class TensorTable {
+ public:
+  // params: leaves, dense in memory. states: one dict a parameter (step, exp_avg, exp_avg_sq and,
+  // with amsgrad, max_exp_avg_sq). steps: the counters, one contiguous CPU tensor of which every
+  // state's "step" is a view. Throws ValueError where a tensor does not fit its parameter.
+  TensorTable(py::list params, py::list states, py::object steps, bool amsgrad);
+
+  // Reads every tensor, each parameter's .grad included. Returns the distinct step counts that the
+  // parameters with a gradient are about to reach, or nothing when some tensor no longer is what the
+  // table was made for.
+  std::optional<std::vector<double>> refresh();
+
+  // The rows of the parameters that take part in the step prepared by refresh().
+  const std::vector<std::size_t>& active() const { return active_; }
+  bool all_active() const { return active_.size() == rows_.size(); }
+
+  // Counts the step for the parameters that took part and lets go of their gradients.
+  void finish();
+
+  const std::vector<Segment>& segments() const { return segments_; }
+  const SegmentTypes& types() const { return types_; }
+  bool on_cpu() const { return device_.type == dlpack::kCPU; }
+  std::size_t coefficients_needed() const { return due_.size(); }
+
+ private:
+  enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kRoles };
+
+  // One parameter. Compact, because a step reads every row with cold caches; `kept_` owns the objects.
+  struct Row {
+    PyObject* tensors[kRoles];  // as the state holds them; the gradient changes from step to step
+    PyObject* state;
+    PyObject* step;              // the counter's view, as state["step"]
+    PyTypeObject* param_type;    // a subclass may keep its memory elsewhere, so a change is not let in
+    std::int64_t numel;          // real scalars
+    std::int32_t ndim;
+    std::int32_t layout;         // where in layouts_ its shape and then its strides stand
+    const void* hints[kRoles];   // where torch kept each tensor's sizes at the last step, to prefetch
+  };
+
+  bool view(const Row& row, Role role, dlpack::TensorView& out) const;
+  bool matches(const dlpack::TensorView& view, const Row& row, Role role) const;
+  bool state_is_current(const Row& row) const;
+  std::int32_t coefficients_for(double step);
+
+  std::vector<Row> rows_;
+  std::vector<std::int64_t> layouts_;
+  std::vector<py::object> kept_;
+  py::object steps_;
+  int roles_;  // kMaxExpAvgSq without amsgrad, else kRoles
+  bool steps_are_float64_ = false;
+  dlpack::Device device_{};
+  dlpack::DataType dtypes_[kRoles]{};
+  SegmentTypes types_{};
+  std::vector<py::object> grads_;     // held while their memory is in use
+  std::vector<Segment> segments_;     // of the parameters that take part
+  std::vector<std::size_t> active_;   // their rows
+  std::vector<double> due_;           // distinct step counts
+};
+
+}  // namespace radam

@@ -1,0 +1,16 @@
+"""Rectified Adam for PyTorch in one fused pass."""
+
+from . import rectification
+from .functional import radam_step_
+from .optimizer import FusedRAdam, Rectification
+from .presets import PRESETS
+from .version import __version__
+
+__all__ = [
+    "PRESETS",
+    "FusedRAdam",
+    "Rectification",
+    "__version__",
+    "radam_step_",
+    "rectification",
+]

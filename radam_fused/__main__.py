@@ -1,0 +1,27 @@
+"""What this installation can do here, and why it cannot do the rest."""
+
+import platform
+
+import torch
+
+from . import __version__, backends
+from .backends.native import instruction_sets
+
+
+def main() -> None:
+    """Print the report."""
+    print(f"radam_fused {__version__}")
+    print(f"  torch            {torch.__version__}")
+    print(f"  Python           {platform.python_version()} on {platform.machine()}")
+    print(f"  threads          {torch.get_num_threads()}")
+    available = instruction_sets()
+    chosen = f"{available[0]} (of {', '.join(available)})" if available else "none"
+    print(f"  instruction set  {chosen}")
+    print("backends, in the order in which backend='auto' tries them")
+    reasons = {**backends.ABSENT, **{b.name: b.unavailable() for b in backends.BACKENDS.values()}}
+    for name, reason in reasons.items():
+        print(f"  {name:<8} {'usable' if reason is None else 'not usable: ' + reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The update in plain PyTorch: the readable reference, on any device, differentiable."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..rectification import Coefficients, Update
+from ..rounding import root
+from ..tensors import arithmetic_dtype
+from .base import Backend, State
+
+
+def update_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    c: Coefficients,
+) -> None:
+    """One step of Rectified Adam (arXiv 1908.03265, Algorithm 2), in place, each operation rounded.
+
+    Args:
+        param: The parameter; float64 is computed in float64, everything else in float32.
+        grad: Its gradient, of the same shape; only read.
+        exp_avg: First moment, of the same shape.
+        exp_avg_sq: Second moment, of the same shape.
+        max_exp_avg_sq: Running maximum of the second moment, or None without amsgrad.
+        c: The step's coefficients.
+    """
+    if param.is_complex():
+        param, grad, exp_avg, exp_avg_sq = map(
+            torch.view_as_real, (param, grad.resolve_conj(), exp_avg, exp_avg_sq)
+        )
+        if max_exp_avg_sq is not None:
+            max_exp_avg_sq = torch.view_as_real(max_exp_avg_sq)
+    dtype = arithmetic_dtype(param)
+    p, m, v = param.to(dtype), exp_avg.to(dtype), exp_avg_sq.to(dtype)
+
+    g = grad.to(dtype) * c.grad_mul
+    if c.l2 != 0:
+        g = g + p * c.l2
+    p = p * c.decay
+    m = m + (g - m) * c.one_minus_beta1
+    v = v * c.beta2 + (g * g) * c.one_minus_beta2
+    s = v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
+    if c.update is Update.RECTIFIED:
+        p = p - (m * c.step_size) / (root(s) + c.eps)
+    elif c.update is Update.MOMENTUM:
+        p = p - m * c.step_size
+
+    param.copy_(p)
+    exp_avg.copy_(m)
+    exp_avg_sq.copy_(v)
+    if max_exp_avg_sq is not None:
+        max_exp_avg_sq.copy_(s)
+
+
+class EagerLaunch:
+    """Steps its parameters one after the other."""
+
+    def __init__(self, params: Sequence[Tensor], states: Sequence[State], amsgrad: bool) -> None:
+        self._params = params
+        self._states = states
+        self._amsgrad = amsgrad
+        self._due: list[tuple[Tensor, Tensor, State, float]] = []
+        self._counts: list[float] = []
+
+    def refresh(self) -> list[float] | None:
+        """See Launch.refresh."""
+        self._due = [
+            (param, param.grad, state, float(state["step"]) + 1)
+            for param, state in zip(self._params, self._states, strict=True)
+            if param.grad is not None
+        ]
+        self._counts = list(dict.fromkeys(count for *_, count in self._due))
+        return self._counts
+
+    def run(self, coefficients: Sequence[Coefficients]) -> None:
+        """See Launch.run."""
+        by_count = dict(zip(self._counts, coefficients, strict=True))
+        for param, grad, state, count in self._due:
+            maximum = state["max_exp_avg_sq"] if self._amsgrad else None
+            update_(param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, by_count[count])
+            state["step"] += 1
+        self._due = []
+
+
+BACKEND = Backend(
+    name="eager",
+    unavailable=lambda: None,
+    refuses=lambda param: None,
+    launches=lambda params, states, amsgrad: [EagerLaunch(params, states, amsgrad)],
+)

@@ -1,0 +1,111 @@
+"""The hyper-parameters of a parameter group: those of torch.optim.RAdam, and ours."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .rectification import rho_inf
+
+# Ours, with their defaults. A group holds one only where it is set to something else: groups with
+# torch.optim.RAdam's very keys are what torch.distributed.checkpoint exchanges with it.
+OWN_DEFAULTS: dict[str, Any] = {
+    "amsgrad": False,
+    "rectify": True,
+    "rectify_threshold": 5.0,
+    "degenerated_to_sgd": True,
+    "eps_after_bias_correction": False,
+    "absolute_weight_decay": False,
+    "decay_skipped_steps": True,
+    "moments_in_param_dtype": False,
+}
+
+# What a step's coefficients are computed from.
+_COEFFICIENT_NAMES = (
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "decoupled_weight_decay",
+    "maximize",
+    "rectify",
+    "rectify_threshold",
+    "degenerated_to_sgd",
+    "eps_after_bias_correction",
+    "absolute_weight_decay",
+    "decay_skipped_steps",
+)
+
+
+def option(group: Mapping[str, Any], name: str) -> Any:
+    """Value of one of our options in a group that may leave it at its default."""
+    return group.get(name, OWN_DEFAULTS[name])
+
+
+def coefficient_arguments(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`radam_fused.rectification.coefficients` from a group.
+
+    A tensor learning rate becomes a number, or a float64 tensor where the step is differentiable.
+    """
+    arguments = {
+        name: group[name] if name in group else OWN_DEFAULTS[name] for name in _COEFFICIENT_NAMES
+    }
+    lr = arguments["lr"]
+    if isinstance(lr, Tensor):
+        arguments["lr"] = lr.double().squeeze() if group["differentiable"] else lr.item()
+    return arguments
+
+
+def check(group: Mapping[str, Any]) -> None:
+    """Check a group's hyper-parameters, with torch's messages where torch has one.
+
+    Raises:
+        ValueError: A value is out of range.
+        RuntimeError: ``capturable`` is set.
+    """
+    lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
+    beta1, beta2 = group["betas"]
+    threshold = option(group, "rectify_threshold")
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    if not 0.0 <= lr:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not 0.0 <= eps:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    if not 0.0 <= beta1 < 1.0:
+        raise ValueError(f"Invalid beta parameter at index 0: {beta1}")
+    if not 0.0 <= beta2 < 1.0:
+        raise ValueError(f"Invalid beta parameter at index 1: {beta2}")
+    if not 0.0 <= weight_decay:
+        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+    if not threshold >= 4.0:
+        raise ValueError(f"Invalid rectify_threshold value: {threshold}")
+    if option(group, "absolute_weight_decay") and not group["decoupled_weight_decay"]:
+        raise ValueError("absolute_weight_decay=True requires decoupled_weight_decay=True")
+    check_capturable(group)
+
+
+def check_capturable(group: Mapping[str, Any]) -> None:
+    """Raise where a group asks for what no engine of this release does.
+
+    Raises:
+        RuntimeError: ``capturable`` is set.
+    """
+    if group["capturable"]:
+        raise RuntimeError(
+            "capturable=True requires an engine that counts its steps on the device; "
+            "this release has none"
+        )
+
+
+def warn_if_never_rectified(group: Mapping[str, Any]) -> None:
+    """Warn where ``betas[1]`` is so small that no step is ever rectified."""
+    beta2, threshold = group["betas"][1], option(group, "rectify_threshold")
+    if option(group, "rectify") and rho_inf(beta2) <= threshold:
+        fallback = "SGD with momentum" if option(group, "degenerated_to_sgd") else "skipped"
+        warnings.warn(
+            f"no step is ever rectified: betas[1]={beta2} gives rho_inf={rho_inf(beta2):.4g}, not "
+            f"above the threshold of {threshold:.4g}; every step is {fallback}",
+            stacklevel=5,  # the line that makes the optimizer
+        )

@@ -1,0 +1,162 @@
+"""The rectification term and the coefficients of one step, in float64 on the host.
+
+Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv 1908.03265,
+sections 3 and 4 and Algorithm 2. Powers are taken by repeated squaring, so that a device repeats the
+same bits without a mathematical library.
+"""
+
+from enum import IntEnum
+from math import sqrt
+from typing import NamedTuple
+
+__all__ = ["Coefficients", "Update", "coefficients", "rectification", "rho", "rho_inf"]
+
+
+class Update(IntEnum):
+    """What one step does to the parameter, as csrc/radam_math.h numbers it."""
+
+    NONE = 0
+    MOMENTUM = 1
+    RECTIFIED = 2
+
+
+class Coefficients(NamedTuple):
+    """The numbers that one step needs, uniform over all parameters with the same step count.
+
+    Attributes:
+        grad_mul: Factor on the gradient: -1 to maximize.
+        l2: Weight of the parameter in the gradient (L2 decay), 0 for none.
+        decay: Factor on the parameter (decoupled decay), 1 for none.
+        one_minus_beta1: Weight of the gradient in ``exp_avg``.
+        beta2: Weight of the past in ``exp_avg_sq``.
+        one_minus_beta2: Weight of the squared gradient in ``exp_avg_sq``.
+        step_size: Learning rate with the bias corrections and r_t folded in.
+        eps: Added to the root of ``exp_avg_sq``.
+        update: What happens to the parameter.
+    """
+
+    grad_mul: float
+    l2: float
+    decay: float
+    one_minus_beta1: float
+    beta2: float
+    one_minus_beta2: float
+    step_size: float
+    eps: float
+    update: Update
+
+
+def _power(base: float, exponent: int) -> float:
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def rho_inf(beta2: float) -> float:
+    """Length of the approximated simple moving average after infinitely many steps.
+
+    arXiv 1908.03265, section 4.1: ``2 / (1 - beta2) - 1``.
+
+    Args:
+        beta2: Decay rate of the second moment, in [0, 1).
+    """
+    return 2.0 / (1.0 - beta2) - 1.0
+
+
+def rho(step: int, beta2: float) -> float:
+    """Length of the approximated simple moving average at a step.
+
+    arXiv 1908.03265, section 4.1: ``rho_inf - 2 t beta2^t / (1 - beta2^t)``. It is 1 at the first step
+    and grows towards ``rho_inf``.
+
+    Args:
+        step: Number of steps taken, this one included (t >= 1).
+        beta2: Decay rate of the second moment, in [0, 1).
+    """
+    power = _power(beta2, step)
+    return rho_inf(beta2) - 2.0 * step * power / (1.0 - power)
+
+
+def rectification(step: int, beta2: float, threshold: float = 5.0) -> float:
+    """Rectification term r_t of the adaptive learning rate, 0 where the step is not rectified.
+
+    arXiv 1908.03265, section 4.3 and Algorithm 2:
+    ``sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))``.
+
+    Args:
+        step: Number of steps taken, this one included (t >= 1).
+        beta2: Decay rate of the second moment, in [0, 1).
+        threshold: The step is rectified where rho_t is greater; at least 4, below which the variance
+            that r_t divides by is not finite.
+    """
+    rho_t = rho(step, beta2)
+    if not rho_t > threshold:
+        return 0.0
+    limit = rho_inf(beta2)
+    return sqrt((rho_t - 4.0) * (rho_t - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho_t))
+
+
+def coefficients(
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    maximize: bool,
+    rectify: bool,
+    rectify_threshold: float,
+    degenerated_to_sgd: bool,
+    eps_after_bias_correction: bool,
+    absolute_weight_decay: bool,
+    decay_skipped_steps: bool,
+) -> Coefficients:
+    """Coefficients of step number ``step`` (arXiv 1908.03265, Algorithm 2).
+
+    Args:
+        step: Number of steps taken, this one included (t >= 1).
+        lr: Learning rate; a 0-d float64 tensor keeps the step differentiable in it.
+        betas: Decay rates of the moments.
+        eps: Term added to the denominator.
+        weight_decay: Decay rate.
+        decoupled_weight_decay: Scale the parameter instead of adding to the gradient.
+        maximize: Ascend.
+        rectify: Multiply the adaptive rate by r_t; if not, every step is adaptive (Adam).
+        rectify_threshold: Rectified where rho_t is greater.
+        degenerated_to_sgd: Step by the momentum where not rectified, instead of not at all.
+        eps_after_bias_correction: Add eps to the root of the corrected second moment.
+        absolute_weight_decay: Decoupled decay by ``1 - weight_decay``, whatever the learning rate.
+        decay_skipped_steps: Apply decoupled decay also where the parameter takes no step.
+    """
+    beta1, beta2 = betas
+    correction1 = 1.0 - _power(beta1, step)
+    root_correction2 = sqrt(1.0 - _power(beta2, step))
+
+    r_t = rectification(step, beta2, rectify_threshold) if rectify else 1.0
+    if r_t > 0.0:
+        update, step_size = Update.RECTIFIED, lr * r_t * root_correction2 / correction1
+    elif degenerated_to_sgd:
+        update, step_size = Update.MOMENTUM, lr / correction1
+    else:
+        update, step_size = Update.NONE, 0.0
+
+    decay = 1.0
+    if decoupled_weight_decay and (update is not Update.NONE or decay_skipped_steps):
+        decay = 1.0 - weight_decay if absolute_weight_decay else 1.0 - lr * weight_decay
+
+    return Coefficients(
+        grad_mul=-1.0 if maximize else 1.0,
+        l2=0.0 if decoupled_weight_decay else weight_decay,
+        decay=decay,
+        one_minus_beta1=1.0 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1.0 - beta2,
+        step_size=step_size,
+        eps=eps * root_correction2 if eps_after_bias_correction else eps,
+        update=update,
+    )

@@ -1,0 +1,1 @@
+"""Triton engine (installed as radam_fused.triton_kernels)."""
