@@ -1,0 +1,145 @@
+"""rho, r_t and the coefficients, against exact fractions and values known from the paper."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from radam_fused import FusedRAdam, rectification
+from radam_fused.rectification import Update, coefficients
+
+from . import truth
+from .helpers import gradients, parameters, train
+
+BETAS = [0.5, 0.8, 0.9, 0.99, 0.999, 0.9999, 0.99999]
+
+PLAIN = {
+    "lr": 1.0,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "maximize": False,
+    "rectify": True,
+    "rectify_threshold": 5.0,
+    "degenerated_to_sgd": True,
+    "eps_after_bias_correction": False,
+    "absolute_weight_decay": False,
+    "decay_skipped_steps": True,
+}
+
+
+@pytest.mark.parametrize("beta2", BETAS)
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 100, 4001])
+def test_rho_against_exact_fractions(beta2, step):
+    assert rectification.rho(step, beta2) == pytest.approx(
+        float(truth.rho(step, beta2)), rel=1e-14
+    )
+
+
+def test_rho_of_the_first_step_is_one():
+    for beta2 in BETAS:
+        assert float(truth.rho(1, beta2)) == 1.0
+        assert rectification.rho(1, beta2) == 1.0
+
+
+def test_known_values_at_the_usual_beta2():
+    assert rectification.rho_inf(0.999) == pytest.approx(1999.0)
+    assert rectification.rho(5, 0.999) == pytest.approx(4.996, abs=1e-3)
+    assert [rectification.rectification(t, 0.999) > 0 for t in (5, 6)] == [False, True]
+    # The threshold of the paper rectifies one step earlier.
+    assert [rectification.rectification(t, 0.999, 4.0) > 0 for t in (4, 5)] == [False, True]
+
+
+@given(
+    beta2=st.floats(0.68, 0.99999), step=st.integers(1, 300), threshold=st.sampled_from([4.0, 5.0])
+)
+def test_r_against_exact_fractions(beta2, step, threshold):
+    exact = truth.rho(step, beta2)
+    computed = rectification.rectification(step, beta2, threshold)
+    if abs(exact - Fraction(threshold)) < Fraction(1, 10**12):
+        return  # too near the threshold for float64 to tell
+    if exact <= threshold:
+        assert computed == 0.0
+    else:
+        # Near 4 the square is a small difference of rho_t.
+        slack = 1e-14 * float(exact / (exact - 4))
+        assert computed == pytest.approx(float(truth.r(step, beta2)), rel=1e-13 + slack)
+
+
+def test_r_grows_to_one():
+    values = [rectification.rectification(t, 0.99) for t in range(1, 2000)]
+    assert np.all(np.diff(values) >= -1e-15)
+    assert values[-1] == pytest.approx(1.0, abs=1e-6)
+    assert max(values) <= 1.0
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.5, 0.6, 2 / 3])
+def test_small_beta2_never_rectifies_and_warns(beta2):
+    assert all(rectification.rectification(t, beta2) == 0.0 for t in range(1, 1000))
+    with pytest.warns(UserWarning, match="no step is ever rectified") as caught:
+        FusedRAdam(parameters((2,)), betas=(0.9, beta2))
+    assert caught[0].filename == __file__
+
+
+def test_usual_beta2_does_not_warn():
+    FusedRAdam(parameters((2,)))
+    FusedRAdam(parameters((2,)), betas=(0.9, 0.5), rectify=False)
+
+
+def test_coefficients_of_the_three_updates():
+    first, rectified = coefficients(1, **PLAIN), coefficients(6, **PLAIN)
+    assert (first.update, rectified.update) == (Update.MOMENTUM, Update.RECTIFIED)
+    assert first.step_size == pytest.approx(1 / (1 - 0.9))
+    expected = truth.r(6, 0.999) * np.sqrt(1 - 0.999**6) / (1 - 0.9**6)
+    assert rectified.step_size == pytest.approx(float(expected), rel=1e-10)
+    skipped = coefficients(1, **{**PLAIN, "degenerated_to_sgd": False})
+    assert (skipped.update, skipped.step_size) == (Update.NONE, 0.0)
+
+
+def test_coefficients_of_decay():
+    def decay(step=6, **options):
+        c = coefficients(step, **{**PLAIN, "lr": 0.5, "weight_decay": 0.1, **options})
+        return c.l2, c.decay
+
+    assert decay() == (0.1, 1.0)
+    assert decay(decoupled_weight_decay=True) == (0.0, 0.95)
+    assert decay(decoupled_weight_decay=True, absolute_weight_decay=True) == (0.0, 0.9)
+    skip = {"decoupled_weight_decay": True, "degenerated_to_sgd": False}
+    assert decay(1, **skip) == (0.0, 0.95)
+    assert decay(1, **skip, decay_skipped_steps=False) == (0.0, 1.0)
+
+
+def test_late_eps_is_scaled_by_the_bias_correction():
+    late = coefficients(6, **{**PLAIN, "eps_after_bias_correction": True})
+    assert late.eps == pytest.approx(1e-8 * np.sqrt(1 - 0.999**6), rel=1e-12)
+
+
+def test_rectification_for_loggers():
+    params = parameters((3,), (2,))
+    optimizer = FusedRAdam(
+        [{"params": params[:1]}, {"params": params[1:], "betas": (0.9, 0.99), "lr": 0.5}], lr=0.1
+    )
+    assert [entry.step for entry in optimizer.rectification()] == [0, 0]
+    train(optimizer, gradients(params, 3))
+    slow, quick = optimizer.rectification()
+    assert (slow.step, slow.rectified, slow.r_t, slow.step_size) == (3, False, 0.0, 0.1)
+    train(optimizer, gradients(params, 7))
+    slow, quick = optimizer.rectification()
+    for entry, beta2, lr in ((slow, 0.999, 0.1), (quick, 0.99, 0.5)):
+        assert entry.rectified
+        assert entry.rho_t == pytest.approx(float(truth.rho(10, beta2)))
+        assert entry.r_t == pytest.approx(float(truth.r(10, beta2)))
+        assert entry.step_size == pytest.approx(lr * entry.r_t)
+    assert all(isinstance(value, float) for value in (quick.rho_t, quick.r_t, quick.step_size))
+
+
+def test_rectification_with_a_tensor_learning_rate_and_without_rectification():
+    params = parameters((3,))
+    optimizer = FusedRAdam(params, lr=torch.tensor(0.25), rectify=False)
+    train(optimizer, gradients(params, 1))
+    [entry] = optimizer.rectification()
+    assert (entry.r_t, entry.rectified, entry.step_size) == (1.0, True, 0.25)
