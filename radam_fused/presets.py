@@ -15,24 +15,22 @@ __all__ = ["PRESETS"]
 # rho_t >= 5 is rho_t > the next number below 5.
 _FROM_FIVE = nextafter(5.0, 0.0)
 
+_OFFICIAL = {
+    "rectify_threshold": _FROM_FIVE,
+    "degenerated_to_sgd": False,
+    "decoupled_weight_decay": True,
+    "decay_skipped_steps": False,
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         name: MappingProxyType(options)
         for name, options in {
             "torch": {},
-            "official": {
-                "rectify_threshold": _FROM_FIVE,
-                "degenerated_to_sgd": False,
-                "decoupled_weight_decay": True,
-                "decay_skipped_steps": False,
-            },
+            "official": _OFFICIAL,
             "labml": {"rectify_threshold": _FROM_FIVE, "decoupled_weight_decay": True},
             "optimi": {"betas": (0.9, 0.99), "eps": 1e-6, "eps_after_bias_correction": True},
-            "pytorch_optimizer": {
-                "rectify_threshold": _FROM_FIVE,
-                "degenerated_to_sgd": False,
-                "decoupled_weight_decay": True,
-            },
+            "pytorch_optimizer": _OFFICIAL,
             "keras": {
                 "rectify_threshold": _FROM_FIVE,
                 "decoupled_weight_decay": True,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..rectification import Coefficients, Update
 from ..rounding import root
-from ..tensors import arithmetic_dtype
+from ..tensors import arithmetic_dtype, check_grad, check_state
 from .base import Backend, State
 
 
@@ -69,11 +69,16 @@ class EagerLaunch:
 
     def refresh(self) -> list[float] | None:
         """See Launch.refresh."""
-        self._due = [
-            (param, param.grad, state, float(state["step"]) + 1)
-            for param, state in zip(self._params, self._states, strict=True)
-            if param.grad is not None
-        ]
+        self._due = []
+        for param, state in zip(self._params, self._states, strict=True):
+            if param.grad is None:
+                continue
+            try:
+                check_grad(param, param.grad, "")
+                check_state(param, state, "")
+            except (KeyError, RuntimeError, ValueError):
+                return None
+            self._due.append((param, param.grad, state, float(state["step"]) + 1))
         self._counts = list(dict.fromkeys(count for *_, count in self._due))
         return self._counts
 

@@ -1,0 +1,90 @@
+"""The choice of a backend: a name serves or raises with the reason; only "auto" falls back."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from radam_fused import FusedRAdam, backends
+from radam_fused.backends import native
+
+from .helpers import gradients, parameters, train
+
+
+def chosen(optimizer):
+    return [type(launch).__name__ for launch in optimizer._plans[0].launches]
+
+
+def test_auto_takes_the_kernel_for_tensors_in_memory():
+    params = parameters((3,))
+    assert chosen(train(FusedRAdam(params), gradients(params, 1))) == ["CpuLaunch"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_backend_that_is_absent_raises_with_the_reason(name):
+    with pytest.raises(RuntimeError, match=f"backend='{name}' is not available: this release"):
+        FusedRAdam(parameters((3,)), backend=name)
+
+
+def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
+    [p] = [torch.nn.Parameter(torch.zeros(3, device="meta"))]
+    with pytest.raises(RuntimeError, match="'cpu' cannot step parameter 0 .* it is on meta"):
+        FusedRAdam([p], backend="cpu")
+    with pytest.raises(RuntimeError, match="differentiable=True needs the eager backend"):
+        FusedRAdam(parameters((3,)), backend="cpu", differentiable=True)
+
+
+def test_auto_leaves_other_devices_and_differentiable_steps_to_eager():
+    p = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    p.grad = torch.zeros(3, device="meta")
+    optimizer = FusedRAdam([p])
+    optimizer.step()
+    assert chosen(optimizer) == ["EagerLaunch"]
+    assert optimizer.state[p]["exp_avg"].device.type == "meta"
+    assert optimizer.state[p]["step"] == 1
+
+
+def test_a_wrapper_subclass_is_never_addressed():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    p = torch.nn.Parameter(TwoTensor(torch.ones(3), torch.ones(3)))
+    with pytest.raises(RuntimeError, match="keeps its memory in other tensors"):
+        FusedRAdam([p], backend="cpu")
+    p.grad = TwoTensor(torch.ones(3), torch.full((3,), 2.0))
+    optimizer = FusedRAdam([p], lr=0.5)
+    optimizer.step()
+    assert chosen(optimizer) == ["EagerLaunch"]
+    assert p.a.tolist() == [0.5] * 3
+    assert p.b.tolist() == [0.0] * 3
+
+
+def test_without_the_extension_auto_runs_eager_and_cpu_says_why(monkeypatch):
+    monkeypatch.setattr(native, "_why_not", "the extension does not load: no such file")
+    with pytest.raises(RuntimeError, match="'cpu' is not available: the extension does not load"):
+        FusedRAdam(parameters((3,)), backend="cpu")
+    params = parameters((3,))
+    assert chosen(train(FusedRAdam(params), gradients(params, 1))) == ["EagerLaunch"]
+
+
+def test_names_in_the_order_of_auto():
+    assert [*backends.ABSENT, *backends.BACKENDS] == ["cuda", "triton", "cpu", "eager"]
+
+
+def test_report():
+    command = [sys.executable, "-m", "radam_fused"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in ("cuda", "triton", "cpu", "eager"):
+        assert f"\n  {name} " in report
+    assert "cuda     not usable: this release has no CUDA engine" in report
+    assert "cpu      usable" in report
+    assert torch.__version__ in report
+    assert native.instruction_sets()[0] in report
+
+
+def test_the_extension_shares_torch_s_threads():
+    """Two OpenMP runtimes in one process would keep two teams of threads on the same cores."""
+    code = "import torch, radam_fused; print(open('/proc/self/maps').read())"
+    maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    runtimes = {line.split()[-1] for line in maps.stdout.splitlines() if "libgomp" in line}
+    assert len(runtimes) == 1, runtimes

@@ -1,0 +1,230 @@
+"""state_dict in both directions, files, older formats, torch.distributed.checkpoint."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from radam_fused import FusedRAdam
+
+from .helpers import OPTIONS, assert_same_run, copies, gradients, parameters, train
+
+
+def through_a_file(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_resumed_run_is_bit_identical(options, backend):
+    params = parameters((3, 4), (70,), ())
+    steps = gradients(params, 14)
+    straight = train(FusedRAdam(copies(params), backend=backend, **options), steps)
+    first = train(FusedRAdam(params, backend=backend, **options), steps[:4])
+    resumed = FusedRAdam(copies(params), backend=backend, **options)
+    resumed.load_state_dict(through_a_file(first.state_dict()))
+    assert_same_run(straight, train(resumed, steps[4:]))
+
+
+@pytest.mark.parametrize("move", [("cpu", "eager"), ("eager", "cpu")], ids="->".join)
+def test_a_checkpoint_moves_between_backends(move):
+    params = parameters((300,), (4, 4))
+    steps = gradients(params, 20)
+    straight = train(FusedRAdam(copies(params), backend=move[0]), steps)
+    first = train(FusedRAdam(params, backend=move[0]), steps[:9])
+    resumed = FusedRAdam(copies(params), backend=move[1])
+    resumed.load_state_dict(through_a_file(first.state_dict()))
+    assert_same_run(straight, train(resumed, steps[9:]))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["from-torch", "to-torch"])
+@pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
+def test_exchange_with_torch_radam(there, foreach):
+    def torch_radam(params):
+        return torch.optim.RAdam(params, lr=0.01, foreach=foreach)
+
+    def ours(params):
+        return FusedRAdam(params, lr=0.01)
+
+    first, second = (torch_radam, ours) if there else (ours, torch_radam)
+    params = parameters((3, 4), (7,))
+    steps = gradients(params, 20)
+    straight = copies(params)
+    train(torch_radam(straight), steps)
+    one = train(first(params), steps[:9])
+    moved = copies(params)
+    two = second(moved)
+    two.load_state_dict(through_a_file(one.state_dict()))
+    train(two, steps[9:])
+    for p, q in zip(moved, straight, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+    assert set(two.state[moved[0]]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert two.state[moved[0]]["step"] == 20
+
+
+def test_groups_carry_torch_s_keys_and_ours_only_where_set():
+    theirs = torch.optim.RAdam(parameters((2,))).state_dict()["param_groups"][0]
+    assert FusedRAdam(parameters((2,))).state_dict()["param_groups"][0] == theirs
+    # Named outright, a default is still a default.
+    explicit = FusedRAdam(parameters((2,)), amsgrad=False, rectify_threshold=5.0, backend="cpu")
+    assert explicit.state_dict()["param_groups"][0] == theirs
+    [p] = parameters((2,))
+    grouped = FusedRAdam([{"params": [p], "amsgrad": False, "rectify": False}])
+    assert set(grouped.param_groups[0]) - set(theirs) == {"rectify"}
+    kept = FusedRAdam([{"params": [p], "amsgrad": False}], amsgrad=True)
+    assert kept.param_groups[0]["amsgrad"] is False
+
+
+def test_own_options_travel_with_the_checkpoint_and_stay_where_it_has_none():
+    ams = FusedRAdam(parameters((3,)), amsgrad=True, rectify_threshold=4.0)
+    train(ams, gradients(ams.param_groups[0]["params"], 2))
+    plain = FusedRAdam(parameters((3,)))
+    plain.load_state_dict(ams.state_dict())
+    assert plain.param_groups[0]["amsgrad"]
+    assert plain.param_groups[0]["rectify_threshold"] == 4.0
+
+    from_torch = torch.optim.RAdam(parameters((3,)))
+    train(from_torch, gradients(from_torch.param_groups[0]["params"], 2))
+    kept = FusedRAdam(parameters((3,)), amsgrad=True)
+    kept.load_state_dict(from_torch.state_dict())
+    [p] = kept.param_groups[0]["params"]
+    train(kept, gradients([p], 1))
+    assert kept.param_groups[0]["amsgrad"]
+    assert (kept.state[p]["max_exp_avg_sq"] >= kept.state[p]["exp_avg_sq"]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("in_param_dtype", [False, True])
+def test_moments_of_16_bit_parameters_keep_their_saved_dtype(dtype, in_param_dtype):
+    [p] = parameters((9,), dtype=dtype)
+    saved = FusedRAdam([p], moments_in_param_dtype=in_param_dtype)
+    train(saved, gradients([p], 3))
+    expected = dtype if in_param_dtype else torch.float32
+    assert saved.state[p]["exp_avg"].dtype == expected
+    loaded = FusedRAdam(copies([p]), moments_in_param_dtype=not in_param_dtype)
+    loaded.load_state_dict(saved.state_dict())
+    [q] = loaded.param_groups[0]["params"]
+    assert loaded.state[q]["exp_avg"].dtype == expected
+    assert torch.equal(loaded.state[q]["exp_avg_sq"], saved.state[p]["exp_avg_sq"])
+    train(loaded, gradients([q], 1))
+
+
+def test_moments_of_other_parameters_take_their_dtype():
+    [p] = parameters((9,), dtype=torch.bfloat16)
+    saved = train(FusedRAdam([p], moments_in_param_dtype=True), gradients([p], 3))
+    loaded = FusedRAdam([torch.nn.Parameter(p.detach().float())])
+    loaded.load_state_dict(saved.state_dict())
+    [q] = loaded.param_groups[0]["params"]
+    assert loaded.state[q]["exp_avg"].dtype == torch.float32
+    half = FusedRAdam([torch.nn.Parameter(p.detach().half())])
+    half.load_state_dict(saved.state_dict())
+    [q] = half.param_groups[0]["params"]
+    assert half.state[q]["exp_avg"].dtype == torch.float32
+    train(half, gradients([q], 1))
+
+
+def test_load_state_dict_hooks_see_and_change_what_is_loaded():
+    [p] = parameters((4,), dtype=torch.bfloat16)
+    saved = train(FusedRAdam([p]), gradients([p], 3)).state_dict()
+    loaded = FusedRAdam(copies([p]))
+
+    def doubled(_, state_dict):
+        result = copy.deepcopy(state_dict)
+        result["state"][0]["exp_avg"] *= 2
+        return result
+
+    seen = []
+    loaded.register_load_state_dict_pre_hook(doubled)
+    loaded.register_load_state_dict_post_hook(
+        lambda o: seen.append(o.state[o.param_groups[0]["params"][0]]["exp_avg"].clone())
+    )
+    loaded.load_state_dict(saved)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], saved["state"][0]["exp_avg"] * 2)
+
+
+def test_named_parameters():
+    model = torch.nn.Linear(3, 2)
+    optimizer = FusedRAdam(model.named_parameters())
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    again = FusedRAdam(torch.nn.Linear(3, 2).named_parameters())
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+def test_state_of_older_torch_versions():
+    """Numbers for steps, groups without the later options."""
+    params = parameters((4,))
+    steps = gradients(params, 12)
+    straight = train(FusedRAdam(copies(params)), steps)
+    old = train(FusedRAdam(params), steps[:6]).state_dict()
+    old["state"][0]["step"] = 6
+    for key in ("maximize", "capturable", "foreach", "differentiable", "decoupled_weight_decay"):
+        del old["param_groups"][0][key]
+    resumed = FusedRAdam(copies(params))
+    resumed.load_state_dict(old)
+    [p] = resumed.param_groups[0]["params"]
+    assert torch.is_tensor(resumed.state[p]["step"])
+    assert_same_run(straight, train(resumed, steps[6:]))
+
+
+def test_state_dict_reads_as_torch_s():
+    params = parameters((3,), (4,))
+    ours = train(FusedRAdam(params), gradients(params, 2)).state_dict()
+    theirs = train(torch.optim.RAdam(copies(params)), gradients(params, 2)).state_dict()
+    assert list(ours["state"]) == list(theirs["state"])
+    for i, entries in theirs["state"].items():
+        assert list(ours["state"][i]) == list(entries)
+        for key, value in entries.items():
+            mine = ours["state"][i][key]
+            assert (mine.dtype, mine.shape, mine.device) == (value.dtype, value.shape, value.device)
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["ours", "torch"])
+def test_distributed_checkpoint_exchanges_state(theirs):
+    """It initialises state by a step with lr 0 and zero gradients: nothing may move."""
+
+    def build(cls):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        return model, cls(model.parameters(), lr=0.1)
+
+    def work(model, optimizer, count):
+        for i in range(count):
+            optimizer.zero_grad()
+            model(torch.full((2, 3), 1.0 + i)).square().sum().backward()
+            optimizer.step()
+
+    model, optimizer = build(torch.optim.RAdam if theirs else FusedRAdam)
+    work(model, optimizer, 6)
+    saved = get_optimizer_state_dict(model, optimizer)
+    fresh, resumed = build(FusedRAdam)
+    before = copies(fresh.parameters())
+    set_optimizer_state_dict(fresh, resumed, copy.deepcopy(saved))
+    assert all(map(torch.equal, fresh.parameters(), before))
+    for p, q in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(resumed.state[q]["exp_avg"], optimizer.state[p]["exp_avg"])
+        assert resumed.state[q]["step"] == 6
+    back, other = build(torch.optim.RAdam)
+    set_optimizer_state_dict(back, other, get_optimizer_state_dict(fresh, resumed))
+    assert other.state[next(back.parameters())]["step"] == 6
+
+
+def test_loading_a_checkpoint_that_asks_for_the_unserved_is_an_error_not_a_difference():
+    [p] = parameters((3,))
+    state_dict = torch.optim.RAdam([p]).state_dict()
+    state_dict["param_groups"][0]["capturable"] = True
+    optimizer = FusedRAdam([p])
+    optimizer.load_state_dict(state_dict)
+    p.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        optimizer.step()

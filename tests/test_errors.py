@@ -1,0 +1,163 @@
+"""Bad input gets a clear error that names the tensor, and leaves everything as it was."""
+
+import pytest
+import torch
+
+from radam_fused import FusedRAdam
+
+from .helpers import copies, gradients, parameters, train
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": -1.0},
+        {"lr": torch.ones(2)},
+        {"eps": -1e-8},
+        {"betas": (1.0, 0.999)},
+        {"betas": (-0.1, 0.999)},
+        {"betas": (0.9, 1.0)},
+        {"betas": (0.9, -0.5)},
+        {"weight_decay": -1},
+        {"lr": float("nan")},
+    ],
+    ids=str,
+)
+def test_hyper_parameters_with_torch_s_messages(options):
+    with pytest.raises(ValueError, match=".") as theirs:
+        torch.optim.RAdam(parameters((2,)), **options)
+    with pytest.raises(ValueError, match=".") as ours:
+        FusedRAdam(parameters((2,)), **options)
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rectify_threshold": 3.9}, "Invalid rectify_threshold value: 3.9"),
+        ({"absolute_weight_decay": True}, "requires decoupled_weight_decay=True"),
+        ({"backend": "gpu"}, "Invalid backend: 'gpu', expected one of auto, cuda, triton, cpu"),
+    ],
+    ids=str,
+)
+def test_own_hyper_parameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        FusedRAdam(parameters((2,)), **options)
+
+
+def test_bad_options_of_one_group_leave_the_optimizer_as_it_was():
+    one, two = parameters((2,), (3,))
+    optimizer = FusedRAdam([one])
+    for group, error in (
+        ({"params": [two], "lr": -1.0}, ValueError),
+        ({"params": [two], "rectify_threshold": 0.0}, ValueError),
+        ({"params": [torch.nn.Parameter(torch.ones(2).to(torch.float8_e5m2))]}, TypeError),
+    ):
+        with pytest.raises(error):
+            optimizer.add_param_group(group)
+        assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [two]})
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex32], ids=str)
+def test_unsupported_dtype_is_named_at_construction(dtype):
+    weight = torch.zeros(2).to(dtype) if dtype != torch.complex32 else torch.zeros(2, dtype=dtype)
+    with pytest.raises(TypeError, match=f"parameter 'w' has dtype {dtype}, expected one of float64"):
+        FusedRAdam([("w", torch.nn.Parameter(weight))])
+
+
+def test_sparse_parameter_is_refused_at_construction():
+    with pytest.raises(ValueError, match="parameter 0 of group 0 has layout torch.sparse_coo"):
+        FusedRAdam([torch.nn.Parameter(torch.eye(2).to_sparse())])
+
+
+def test_capturable_is_refused_at_construction():
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        FusedRAdam(parameters((2,)), capturable=True)
+
+
+def sparse(params):
+    params[1].grad = torch.eye(3).to_sparse()
+
+
+def wrong_shape(params):
+    params[1].data = torch.zeros(5)
+
+
+def wrong_state_shape(params, optimizer):
+    optimizer.state[params[1]]["exp_avg"] = torch.zeros(2)
+
+
+def wrong_state_dtype(params, optimizer):
+    optimizer.state[params[1]]["exp_avg_sq"] = torch.zeros(3, 3, dtype=torch.float64)
+
+
+def missing_state(params, optimizer):
+    del optimizer.state[params[1]]["exp_avg_sq"]
+
+
+BAD = {
+    "sparse": (
+        lambda params, _: sparse(params),
+        RuntimeError,
+        "RAdam does not support sparse gradients: gradient of parameter 'b'",
+    ),
+    "shape": (
+        lambda params, _: wrong_shape(params),
+        ValueError,
+        r"of parameter 'b' has shape \(3, 3\), expected \(5,\)",
+    ),
+    "state-shape": (
+        wrong_state_shape,
+        ValueError,
+        r"exp_avg of parameter 'b' has shape \(2,\), expected \(3, 3\)",
+    ),
+    "state-dtype": (
+        wrong_state_dtype,
+        ValueError,
+        "exp_avg_sq of parameter 'b' has dtype torch.float64, expected torch.float32",
+    ),
+    "missing": (missing_state, KeyError, "state of parameter 'b' has no 'exp_avg_sq'"),
+}
+
+
+# A fresh optimizer has no state to be wrong.
+CASES = [(name, True) for name in BAD] + [("sparse", False), ("shape", False)]
+
+
+@pytest.mark.parametrize(("bad", "started"), CASES)
+def test_a_bad_tensor_is_named_and_nothing_moves(bad, started, backend):
+    spoil, error, message = BAD[bad]
+    params = parameters((4,), (3, 3))
+    optimizer = FusedRAdam(
+        [{"params": [("a", params[0])]}, {"params": [("b", params[1])]}], backend=backend
+    )
+    if started:
+        train(optimizer, gradients(params, 3))
+    for p in params:
+        p.grad = torch.ones_like(p)
+    spoil(params, optimizer)
+    before = copies(params[:1])[0]
+    state = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert torch.equal(params[0], before)
+    assert set(optimizer.state) == set(state)
+    for p, entries in state.items():
+        for key, value in entries.items():
+            assert torch.equal(optimizer.state[p][key], value)
+
+
+def test_the_step_works_again_once_the_gradient_is_mended():
+    params = parameters((4,), (3, 3))
+    others = copies(params)
+    optimizer, undisturbed = FusedRAdam(params), FusedRAdam(others)
+    for i, grads in enumerate(gradients(params, 8)):
+        if i == 4:
+            params[0].grad, params[1].grad = torch.ones(4), torch.eye(3).to_sparse()
+            with pytest.raises(RuntimeError, match="sparse"):
+                optimizer.step()
+        train(optimizer, [grads])
+        train(undisturbed, [grads])
+    assert all(map(torch.equal, params, others))

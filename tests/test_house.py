@@ -1,0 +1,72 @@
+"""The shape of the code: imports flow one way, and the mathematics stands once a language."""
+
+import ast
+import re
+from pathlib import Path
+
+import radam_fused
+
+PACKAGE = Path(radam_fused.__file__).parent
+ROOT = PACKAGE.parent
+
+# From what is imported to what imports it; nothing may import from its own row or a later one.
+ROWS = [
+    {"version", "rectification", "rounding", "presets", "tensors"},
+    {"hyperparameters"},
+    {"backends.base"},
+    {"backends.eager", "backends.native"},
+    {"backends"},
+    {"optimizer", "functional"},
+    {""},
+    {"__main__"},
+]
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts).removesuffix("__init__").rstrip(".")
+
+
+def imports(path, modules):
+    """Our modules that a file imports, by name within the package."""
+    name = module_name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1])
+            target = ".".join(part for part in (base, node.module or "") if part)
+            for alias in node.names:
+                if alias.name == "_C":
+                    continue  # compiled
+                inner = ".".join(part for part in (target, alias.name) if part)
+                yield inner if inner in modules else target
+
+
+def test_imports_flow_one_way():
+    paths = {module_name(p): p for p in PACKAGE.rglob("*.py") if "triton_kernels" not in p.parts}
+    rank = {module: i for i, row in enumerate(ROWS) for module in row}
+    assert set(paths) == set(rank)
+    for module, path in paths.items():
+        for imported in imports(path, paths):
+            assert rank[imported] < rank[module], f"{module} imports {imported}"
+
+
+def test_only_the_backends_touch_the_extension():
+    users = [p for p in PACKAGE.rglob("*.py") if re.search(r"import _C\b", p.read_text())]
+    assert [module_name(p) for p in users] == ["backends.native"]
+
+
+def test_the_mathematics_stands_once_a_language():
+    root = re.compile(r"\bsqrtf?\(|\broot\(")
+    compiled = [p for p in (ROOT / "csrc").rglob("*.*") if root.search(p.read_text())]
+    assert [p.name for p in compiled] == ["radam_math.h"]
+    # The eager update, its root, and the coefficients on the host.
+    python = sorted(module_name(p) for p in PACKAGE.rglob("*.py") if root.search(p.read_text()))
+    assert python == ["backends.eager", "rectification", "rounding"]
+
+
+def test_the_extension_does_not_know_torch():
+    for path in (ROOT / "csrc").rglob("*.*"):
+        assert not re.search(r"#include\s*[<\"](torch|ATen|c10)", path.read_text()), path
+    [library] = PACKAGE.glob("_C.*.so")
+    assert not re.search(rb"libtorch|libc10", library.read_bytes())

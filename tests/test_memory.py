@@ -1,0 +1,64 @@
+"""A step after the first allocates nothing that grows with the model."""
+
+import gc
+import tracemalloc
+
+import pytest
+import torch
+
+from radam_fused import FusedRAdam
+
+from .helpers import parameters
+
+
+def stepped(shapes, **options):
+    params = parameters(*shapes)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = FusedRAdam(params, backend="cpu", **options)
+    for _ in range(8):  # past the threshold
+        optimizer.step()
+    return optimizer
+
+
+def tensor_bytes(optimizer, steps=3):
+    """Bytes that torch's allocator hands out during some steps."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in range(steps):
+            optimizer.step()
+    return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+
+def python_peak(optimizer):
+    """Most bytes of Python objects alive at once during a step, beyond those before it."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        optimizer.step()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        optimizer.step()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True, "weight_decay": 0.1}], ids=str)
+def test_no_tensor_memory(options):
+    assert tensor_bytes(stepped([(100_000,), (64, 16), ()], **options)) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_measure_sees_an_allocating_optimizer():
+    params = parameters((100_000,))
+    params[0].grad = torch.ones(100_000)
+    optimizer = torch.optim.RAdam(params)
+    optimizer.step()
+    assert tensor_bytes(optimizer) >= 3 * 400_000
+
+
+def test_no_python_memory_that_grows_with_the_number_of_tensors():
+    few, many = (python_peak(stepped([(4,)] * count)) for count in (10, 2000))
+    # A list of one pointer a tensor would be 16,000 bytes.
+    assert many - few < 4000
