@@ -1,5 +1,6 @@
 // The part of DLPack's C exchange interface (version 1.3, type attribute __dlpack_c_exchange_api__)
-// that tells where a tensor lies. torch has it since 2.10, so no libtorch is needed to read a tensor.
+// that tells where a tensor lies. torch has it since 2.10, so no libtorch is needed to read a
+// tensor.
 #pragma once
 
 #include <cstdint>

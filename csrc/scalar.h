@@ -45,8 +45,7 @@ RADAM_INLINE float load(Half x) {
   const std::uint32_t magnitude = x.bits & 0x7fffu;
   const std::uint32_t rebias = 112u << 23;  // 127 - 15
   // Infinity and NaN need the bias difference twice to reach float's all-ones exponent.
-  const std::uint32_t normal =
-      (magnitude << 13) + rebias + (magnitude >= 0x7c00u ? rebias : 0u);
+  const std::uint32_t normal = (magnitude << 13) + rebias + (magnitude >= 0x7c00u ? rebias : 0u);
   const std::uint32_t subnormal =
       detail::float_bits(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
   return detail::float_from(sign | (magnitude < 0x0400u ? subnormal : normal));
@@ -69,7 +68,8 @@ RADAM_INLINE void store(Half& to, float x) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   const std::uint32_t normal =
       ((magnitude + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
-  // Adding 1.5 * 2^23 rounds |x| * 2^24, the count of half subnormals, to an integer in the low bits.
+  // Adding 1.5 * 2^23 rounds |x| * 2^24, the count of half subnormals, to an integer in the low
+  // bits.
   const std::uint32_t subnormal =
       detail::float_bits(detail::float_from(magnitude) * 0x1p24f + 0x1.8p23f) - 0x4b400000u;
   std::uint32_t result = magnitude < 0x38800000u ? subnormal : normal;

@@ -10,7 +10,8 @@ namespace {
 constexpr std::array<const char*, 5> kNames = {"parameter", "gradient", "exp_avg", "exp_avg_sq",
                                                "max_exp_avg_sq"};
 
-// Rows to prefetch ahead: far enough for memory to answer, near enough to still be in the first cache.
+// Rows to prefetch ahead: far enough for memory to answer, near enough to still be in the first
+// cache.
 constexpr std::size_t kAhead = 4;
 
 // Python objects used at every step, made once and never released: they outlive the interpreter's
@@ -105,15 +106,17 @@ py::object gradient(PyObject* param) {
   return py::reinterpret_steal<py::object>(grad);
 }
 
-// A step finds the Python objects in memory, not in cache, and each look-up waits for the one before.
-// `sizes` is where torch kept the tensor's sizes at the last step, within the tensor's own record; its
-// storage and its autograd record are usually allocated beside that. Inlined by force, because a
-// function that only prefetches counts as one without effect, and calls to it are left out.
+// A step finds the Python objects in memory, not in cache, and each look-up waits for the one
+// before. `sizes` is where torch kept the tensor's sizes at the last step, within the tensor's own
+// record; its storage and its autograd record are usually allocated beside that. Inlined by force,
+// because a function that only prefetches counts as one without effect, and calls to it are left
+// out.
 RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_before,
                            int lines_after) {
   __builtin_prefetch(object);
-  for (int line = -lines_before; line <= lines_after; ++line) {
-    __builtin_prefetch(static_cast<const char*>(sizes) + 64 * line);
+  const auto start = reinterpret_cast<std::uintptr_t>(sizes) - 64 * lines_before;
+  for (int line = 0; line <= lines_before + lines_after; ++line) {
+    __builtin_prefetch(reinterpret_cast<const void*>(start + 64 * line));
   }
 }
 

@@ -14,8 +14,9 @@ namespace radam {
 
 namespace py = pybind11;
 
-// Parameters with their optimizer state. Every refresh() reads each tensor anew (type, device, dtype,
-// shape, strides, address), so nothing that has changed since the table was made can go unnoticed.
+// Parameters with their optimizer state. Every refresh() reads each tensor anew (type, device,
+// dtype, shape, strides, address), so nothing that has changed since the table was made can go
+// unnoticed.
 class TensorTable {
  public:
   // params: leaves, dense in memory. states: one dict a parameter (step, exp_avg, exp_avg_sq and,
@@ -24,8 +25,8 @@ class TensorTable {
   TensorTable(py::list params, py::list states, py::object steps, bool amsgrad);
 
   // Reads every tensor, each parameter's .grad included. Returns the distinct step counts that the
-  // parameters with a gradient are about to reach, or nothing when some tensor no longer is what the
-  // table was made for.
+  // parameters with a gradient are about to reach, or nothing when some tensor no longer is what
+  // the table was made for.
   std::optional<std::vector<double>> refresh();
 
   // The rows of the parameters that take part in the step prepared by refresh().
@@ -43,16 +44,19 @@ class TensorTable {
  private:
   enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kRoles };
 
-  // One parameter. Compact, because a step reads every row with cold caches; `kept_` owns the objects.
+  // One parameter. Compact, because a step reads every row with cold caches; `kept_` owns the
+  // objects.
   struct Row {
     PyObject* tensors[kRoles];  // as the state holds them; the gradient changes from step to step
     PyObject* state;
-    PyObject* step;              // the counter's view, as state["step"]
-    PyTypeObject* param_type;    // a subclass may keep its memory elsewhere, so a change is not let in
-    std::int64_t numel;          // real scalars
+    PyObject* step;  // the counter's view, as state["step"]
+    PyTypeObject*
+        param_type;      // a subclass may keep its memory elsewhere, so a change is not let in
+    std::int64_t numel;  // real scalars
     std::int32_t ndim;
-    std::int32_t layout;         // where in layouts_ its shape and then its strides stand
-    const void* hints[kRoles];   // where torch kept each tensor's sizes at the last step, to prefetch
+    std::int32_t layout;  // where in layouts_ its shape and then its strides stand
+    const void*
+        hints[kRoles];  // where torch kept each tensor's sizes at the last step, to prefetch
   };
 
   bool view(const Row& row, Role role, dlpack::TensorView& out) const;
@@ -69,10 +73,10 @@ class TensorTable {
   dlpack::Device device_{};
   dlpack::DataType dtypes_[kRoles]{};
   SegmentTypes types_{};
-  std::vector<py::object> grads_;     // held while their memory is in use
-  std::vector<Segment> segments_;     // of the parameters that take part
-  std::vector<std::size_t> active_;   // their rows
-  std::vector<double> due_;           // distinct step counts
+  std::vector<py::object> grads_;    // held while their memory is in use
+  std::vector<Segment> segments_;    // of the parameters that take part
+  std::vector<std::size_t> active_;  // their rows
+  std::vector<double> due_;          // distinct step counts
 };
 
 }  // namespace radam

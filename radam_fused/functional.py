@@ -36,7 +36,8 @@ def radam_step_(
 ) -> None:
     """One step of Rectified Adam on lists of tensors, in place (arXiv 1908.03265, Algorithm 2).
 
-    Nothing is kept between calls; :class:`radam_fused.FusedRAdam` saves that work from step to step.
+    Nothing is kept between calls; :class:`radam_fused.FusedRAdam` keeps that work from step to
+    step.
 
     Args:
         params: Parameters of float64, float32, bfloat16, float16, complex128 or complex64.

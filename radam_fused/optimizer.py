@@ -71,8 +71,8 @@ class FusedRAdam(Optimizer):
     A drop-in for :class:`torch.optim.RAdam`: its arguments in its order, its state keys, its
     state_dict in both directions. Every backend gives the same bits.
 
-    The update is Algorithm 2 of Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond"
-    (arXiv 1908.03265): with the moments m and v of the gradient g,
+    The update is Algorithm 2 of Liu et al., "On the Variance of the Adaptive Learning Rate and
+    Beyond" (arXiv 1908.03265): with the moments m and v of the gradient g,
 
     .. math::
         \rho_\infty = \frac{2}{1-\beta_2} - 1, \quad
@@ -95,8 +95,8 @@ class FusedRAdam(Optimizer):
         betas: Decay rates of the first and the second moment, each in [0, 1).
         eps: Term added to the denominator.
         weight_decay: Decay rate.
-        decoupled_weight_decay: Multiply the parameter by ``1 - lr * weight_decay`` (as AdamW) instead
-            of adding ``weight_decay`` times the parameter to the gradient (L2).
+        decoupled_weight_decay: Multiply the parameter by ``1 - lr * weight_decay`` (as AdamW)
+            instead of adding ``weight_decay`` times the parameter to the gradient (L2).
         foreach: Accepted for torch's sake and ignored.
         maximize: Ascend instead of descend.
         capturable: Not served by this release; True raises.
@@ -111,14 +111,15 @@ class FusedRAdam(Optimizer):
         eps_after_bias_correction: Add eps to the root of the bias-corrected second moment.
         absolute_weight_decay: With decoupled decay, multiply by ``1 - weight_decay``.
         decay_skipped_steps: Apply decoupled decay also where no step is taken.
-        moments_in_param_dtype: Keep the moments of bfloat16 and float16 parameters in their dtype, as
-            torch does. By default they are float32: at ``betas[1]=0.999`` a bfloat16 second moment
-            can no longer decay. :meth:`load_state_dict` keeps the dtype they were saved in.
+        moments_in_param_dtype: Keep the moments of bfloat16 and float16 parameters in their dtype,
+            as torch does. By default they are float32: at ``betas[1]=0.999`` a bfloat16 second
+            moment can no longer decay. :meth:`load_state_dict` keeps the dtype they were saved in.
         backend: "auto", or the name of the one that has to serve: "cpu" or "eager".
 
-    State (under torch's keys, for each parameter): ``step``, a 0-d float32 tensor on the CPU (float64
-    where that is the default dtype); ``exp_avg``, ``exp_avg_sq`` and with amsgrad ``max_exp_avg_sq``,
-    tensors of the parameter's shape and device.
+    State (under torch's keys, for each parameter): ``step``, a 0-d float32 tensor on the CPU
+    (float64 where that is the default dtype); ``exp_avg``, ``exp_avg_sq`` and with amsgrad
+    ``max_exp_avg_sq``, tensors of the parameter's shape and device. Counters, and the moments of
+    small parameters, are views of common tensors.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or there is no such backend.
@@ -188,6 +189,8 @@ class FusedRAdam(Optimizer):
         self._forget_plans()
         super().__init__(params, defaults)
 
+    _loading: StateDict | None = None
+
     def _forget_plans(self) -> None:
         self._plans: list[_Plan] = []
         self._planned_states: list[dict[str, Any]] = []
@@ -250,9 +253,8 @@ class FusedRAdam(Optimizer):
                     self.state[param]["step"] = torch.as_tensor(
                         count, dtype=counter_dtype(), device="cpu"
                     ).reshape(())
-        loading = self.__dict__.get("_loading")
-        if loading is not None:
-            self._restore_moment_dtypes(loading)
+        if self._loading is not None:
+            self._restore_moment_dtypes(self._loading)
 
     def _restore_moment_dtypes(self, state_dict: StateDict) -> None:
         """Undo torch's cast of 16-bit parameters' moments to their parameter's dtype."""
@@ -270,9 +272,9 @@ class FusedRAdam(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state_dict of this optimizer or of :class:`torch.optim.RAdam`.
 
-        The moments of bfloat16 and float16 parameters keep the dtype they were saved in; all others
-        take their parameter's, as torch has it. Options of ours that a group of the state_dict lacks
-        stay as they are.
+        The moments of bfloat16 and float16 parameters keep the dtype they were saved in; all
+        others take their parameter's, as torch has it. Options of ours that a group of the
+        state_dict lacks stay as they are.
 
         Args:
             state_dict: What :meth:`state_dict` returned.
@@ -369,8 +371,8 @@ class FusedRAdam(Optimizer):
 
         Raises:
             RuntimeError: A gradient is sparse.
-            ValueError: A gradient or a state differs from its parameter in device, shape or dtype. No
-                parameter and no moment has changed then.
+            ValueError: A gradient or a state differs from its parameter in device, shape or dtype.
+                No parameter and no moment has changed then.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
@@ -382,7 +384,7 @@ class FusedRAdam(Optimizer):
         return loss
 
     # A compiler could not follow tensors into the extension.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
         work = self._refresh()
         if work is None:
@@ -410,7 +412,5 @@ class FusedRAdam(Optimizer):
                     r_t = rectification.rectification(step, beta2, threshold)
             falls_back = step > 0 and arguments["degenerated_to_sgd"]
             factor = r_t if r_t > 0 else float(falls_back)
-            result.append(
-                Rectification(step, rho_t, r_t, r_t > 0, float(arguments["lr"]) * factor)
-            )
+            result.append(Rectification(step, rho_t, r_t, r_t > 0, float(arguments["lr"]) * factor))
         return result

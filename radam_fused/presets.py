@@ -15,31 +15,30 @@ __all__ = ["PRESETS"]
 # rho_t >= 5 is rho_t > the next number below 5.
 _FROM_FIVE = nextafter(5.0, 0.0)
 
-_OFFICIAL = {
+_OFFICIAL: dict[str, Any] = {
     "rectify_threshold": _FROM_FIVE,
     "degenerated_to_sgd": False,
     "decoupled_weight_decay": True,
     "decay_skipped_steps": False,
 }
 
+_PRESETS: dict[str, dict[str, Any]] = {
+    "torch": {},
+    "official": _OFFICIAL,
+    "labml": {"rectify_threshold": _FROM_FIVE, "decoupled_weight_decay": True},
+    "optimi": {"betas": (0.9, 0.99), "eps": 1e-6, "eps_after_bias_correction": True},
+    "pytorch_optimizer": _OFFICIAL,
+    "keras": {
+        "rectify_threshold": _FROM_FIVE,
+        "decoupled_weight_decay": True,
+        "eps": 1e-7,
+        "eps_after_bias_correction": True,
+    },
+    "optax": {"rectify_threshold": _FROM_FIVE, "eps_after_bias_correction": True},
+    # The paper has no eps: one that is lost in every nonzero root only keeps 0 / 0 out.
+    "paper": {"rectify_threshold": 4.0, "eps": 2.0**-126},
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        name: MappingProxyType(options)
-        for name, options in {
-            "torch": {},
-            "official": _OFFICIAL,
-            "labml": {"rectify_threshold": _FROM_FIVE, "decoupled_weight_decay": True},
-            "optimi": {"betas": (0.9, 0.99), "eps": 1e-6, "eps_after_bias_correction": True},
-            "pytorch_optimizer": _OFFICIAL,
-            "keras": {
-                "rectify_threshold": _FROM_FIVE,
-                "decoupled_weight_decay": True,
-                "eps": 1e-7,
-                "eps_after_bias_correction": True,
-            },
-            "optax": {"rectify_threshold": _FROM_FIVE, "eps_after_bias_correction": True},
-            # The paper has no eps: one that is lost in every nonzero root only keeps 0 / 0 out.
-            "paper": {"rectify_threshold": 4.0, "eps": 2.0**-126},
-        }.items()
-    }
+    {name: MappingProxyType(options) for name, options in _PRESETS.items()}
 )

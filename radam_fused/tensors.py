@@ -132,8 +132,8 @@ def new_states(
         # Each starts on a cache line of its own whatever the dtype.
         sizes = [-(-params[i].numel() // 64) * 64 for i in members]
         for key in moment_names(amsgrad):
-            parts = torch.zeros(sum(sizes), dtype=dtype, device=device).split(sizes)
-            for i, part in zip(members, parts, strict=True):
+            together = torch.zeros(sum(sizes), dtype=dtype, device=device)
+            for i, part in zip(members, torch.split(together, sizes), strict=True):
                 states[i][key] = part.as_strided(params[i].shape, params[i].stride())
     return states
 

@@ -49,8 +49,7 @@ OPTIONS = {
 TORCH_OPTIONS = {
     name: options
     for name, options in OPTIONS.items()
-    if set(options)
-    <= {"weight_decay", "decoupled_weight_decay", "maximize", "betas", "eps", "lr"}
+    if set(options) <= {"weight_decay", "decoupled_weight_decay", "maximize", "betas", "eps", "lr"}
 }
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -95,7 +94,7 @@ def parameters(*shapes, dtype=torch.float32, seed=0):
 
 
 def copies(params):
-    return [torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params]
+    return [torch.nn.Parameter(p.detach().clone()) for p in params]
 
 
 def gradients(params, steps, seed=1, scale=1.0):

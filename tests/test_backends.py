@@ -29,7 +29,7 @@ def test_a_backend_that_is_absent_raises_with_the_reason(name):
 
 def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
     [p] = [torch.nn.Parameter(torch.zeros(3, device="meta"))]
-    with pytest.raises(RuntimeError, match="'cpu' cannot step parameter 0 .* it is on meta"):
+    with pytest.raises(RuntimeError, match=r"'cpu' cannot step parameter 0 .* it is on meta"):
         FusedRAdam([p], backend="cpu")
     with pytest.raises(RuntimeError, match="differentiable=True needs the eager backend"):
         FusedRAdam(parameters((3,)), backend="cpu", differentiable=True)

@@ -59,9 +59,7 @@ def test_own_options_differ_between_groups():
     together, alone = parameters((3,), (3,)), parameters((3,), (3,))
     options = [{"amsgrad": True, "betas": (0.9, 0.9)}, {"degenerated_to_sgd": False}]
     steps = gradients(together, 9)
-    optimizer = FusedRAdam(
-        [{"params": [p], **o} for p, o in zip(together, options, strict=True)]
-    )
+    optimizer = FusedRAdam([{"params": [p], **o} for p, o in zip(together, options, strict=True)])
     train(optimizer, steps)
     for i, (p, o) in enumerate(zip(alone, options, strict=True)):
         train(FusedRAdam([p], **o), [[grads[i]] for grads in steps])

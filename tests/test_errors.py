@@ -24,9 +24,9 @@ from .helpers import copies, gradients, parameters, train
     ids=str,
 )
 def test_hyper_parameters_with_torch_s_messages(options):
-    with pytest.raises(ValueError, match=".") as theirs:
+    with pytest.raises(ValueError, match=r"^(Invalid|Tensor)") as theirs:
         torch.optim.RAdam(parameters((2,)), **options)
-    with pytest.raises(ValueError, match=".") as ours:
+    with pytest.raises(ValueError, match=r"^(Invalid|Tensor)") as ours:
         FusedRAdam(parameters((2,)), **options)
     assert str(ours.value) == str(theirs.value)
 
@@ -63,12 +63,12 @@ def test_bad_options_of_one_group_leave_the_optimizer_as_it_was():
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex32], ids=str)
 def test_unsupported_dtype_is_named_at_construction(dtype):
     weight = torch.zeros(2).to(dtype) if dtype != torch.complex32 else torch.zeros(2, dtype=dtype)
-    with pytest.raises(TypeError, match=f"parameter 'w' has dtype {dtype}, expected one of float64"):
+    with pytest.raises(TypeError, match=f"parameter 'w' has dtype {dtype}, expected one of"):
         FusedRAdam([("w", torch.nn.Parameter(weight))])
 
 
 def test_sparse_parameter_is_refused_at_construction():
-    with pytest.raises(ValueError, match="parameter 0 of group 0 has layout torch.sparse_coo"):
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 has layout torch\.sparse_coo"):
         FusedRAdam([torch.nn.Parameter(torch.eye(2).to_sparse())])
 
 

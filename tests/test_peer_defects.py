@@ -123,8 +123,6 @@ def test_counter_is_float64_where_that_is_the_default():
     assert optimizer.state[p]["step"].dtype == torch.float64
 
 
-
-
 def _free_memory():
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

@@ -106,7 +106,7 @@ def test_restated(name, steps):
     [start] = parameters((50,), dtype=torch.float64)
     grads = gradients([start], steps)
     ours = preset_run(name, start, grads, decay=name not in UNDECAYED)
-    # keras multiplies the old parameter by the decay after the update is formed: the same to rounding.
+    # keras decays after the update is formed, from the old parameter: the same to rounding.
     torch.testing.assert_close(ours, restated_run(name, start.detach(), grads), rtol=1e-9, atol=0)
 
 
@@ -132,9 +132,7 @@ def test_every_preset_is_tested_and_differs_from_the_others():
     assert set(PRESETS) == {*RESTATED, *PACKAGES}
     [start] = parameters((50,))
     grads = gradients([start], 7, scale=1e-7)  # so small that every eps shows
-    ends = {
-        name: preset_run(name, start, grads, decay=True).numpy().tobytes() for name in PRESETS
-    }
+    ends = {name: preset_run(name, start, grads, decay=True).numpy().tobytes() for name in PRESETS}
     assert ends["pytorch_optimizer"] == ends["official"]
     assert len(set(ends.values())) == len(ends) - 1
 

@@ -35,9 +35,7 @@ PLAIN = {
 @pytest.mark.parametrize("beta2", BETAS)
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 100, 4001])
 def test_rho_against_exact_fractions(beta2, step):
-    assert rectification.rho(step, beta2) == pytest.approx(
-        float(truth.rho(step, beta2)), rel=1e-14
-    )
+    assert rectification.rho(step, beta2) == pytest.approx(float(truth.rho(step, beta2)), rel=1e-14)
 
 
 def test_rho_of_the_first_step_is_one():

@@ -63,8 +63,8 @@ class Window {
 };
 
 template <Update update, bool l2, bool amsgrad, typename T>
-void loop(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,
-          std::int64_t count, const Coefficients<T>& coefficients) {
+void loop(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq, std::int64_t count,
+          const Coefficients<T>& coefficients) {
   const Coefficients<T> c = coefficients;
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i) {
@@ -106,10 +106,10 @@ void step_segment(const Segment& s, const SegmentTypes& types, const StepCoeffic
   const bool amsgrad = s.max_exp_avg_sq != nullptr;
   const Coefficients<T> c = round_to<T>(step.values);
   const Loop<T> run = choose<T>(step.update, step.values.l2 != 0, amsgrad);
-  const bool stored_as_T =
-      types.param == native_dtype<T> && types.grad == native_dtype<T> &&
-      types.exp_avg == native_dtype<T> && types.exp_avg_sq == native_dtype<T> &&
-      (!amsgrad || types.max_exp_avg_sq == native_dtype<T>);
+  const bool stored_as_T = types.param == native_dtype<T> && types.grad == native_dtype<T> &&
+                           types.exp_avg == native_dtype<T> &&
+                           types.exp_avg_sq == native_dtype<T> &&
+                           (!amsgrad || types.max_exp_avg_sq == native_dtype<T>);
   const std::int64_t tile = stored_as_T ? end - begin : kTile;
   Window<T> param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq;
   for (std::int64_t at = begin; at < end; at += tile) {

@@ -36,8 +36,8 @@ class Backend(NamedTuple):
         name: As in ``FusedRAdam(backend=...)``.
         unavailable: Why this installation cannot run it on this machine, or None.
         refuses: Why it cannot step a parameter, or None.
-        launches: Makes the launches for parameters it does not refuse, of (params, states, amsgrad).
-            May replace each state's ``step`` by a view of a common counter.
+        launches: Makes the launches for parameters it does not refuse, of (params, states,
+            amsgrad). May replace each state's ``step`` by a view of a common counter.
     """
 
     name: str

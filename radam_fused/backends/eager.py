@@ -92,7 +92,7 @@ class EagerLaunch:
         self._due = []
 
 
-BACKEND = Backend(
+BACKEND: Backend = Backend(
     name="eager",
     unavailable=lambda: None,
     refuses=lambda param: None,

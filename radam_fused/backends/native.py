@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,9 @@ from ..rectification import Coefficients
 from ..tensors import gather_counters, has_own_memory, moment_names
 from .base import Backend, Launch, State
 
-_C: Any
 _why_not: str | None = None
 try:
-    from .. import _C  # type: ignore[no-redef]  # after torch: it shares torch's OpenMP threads
+    from .. import _C  # after torch: it shares torch's OpenMP threads
 except ImportError as error:
     _why_not = f"the extension radam_fused._C does not load: {error}"
 
@@ -126,7 +124,7 @@ class CpuLaunch:
             active = self._table.active
             written = _version_owners([self._written_by[i] for i in active])
             staged = [self._staged[i] for i in active if i in self._staged]
-        # Autograd does not see writes through an address. Before them: the tensors are still in cache.
+        # Autograd does not see writes through an address; now the tensors are still in cache.
         torch.autograd.graph.increment_version(written)
         instruction_set = self.instruction_set or instruction_sets()[0]
         _C.cpu_step(self._table, list(coefficients), torch.get_num_threads(), instruction_set)
@@ -161,8 +159,8 @@ def _launches(params: Sequence[Tensor], states: Sequence[State], amsgrad: bool) 
     buckets: dict[tuple[torch.dtype, ...], list[tuple[Tensor, State]]] = defaultdict(list)
     for param, state in zip(params, states, strict=True):
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
-        moments = (state[key].dtype for key in moment_names(amsgrad))
-        buckets[(param.dtype, grad_dtype, *moments)].append((param, state))
+        key = (param.dtype, grad_dtype, *(state[name].dtype for name in moment_names(amsgrad)))
+        buckets[key].append((param, state))
     return [
         CpuLaunch(
             [param for param, _ in bucket],
@@ -182,7 +180,7 @@ def _refuses(param: Tensor) -> str | None:
     return None
 
 
-CPU = Backend(
+CPU: Backend = Backend(
     name="cpu",
     unavailable=lambda: _why_not,
     refuses=_refuses,

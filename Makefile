@@ -1,0 +1,66 @@
+# An active environment that has torch is used as it is; otherwise .venv is made and filled.
+ACTIVE := $(shell python -c 'import sys, torch; print(sys.executable)' 2>/dev/null)
+PYTHON := $(or $(ACTIVE),.venv/bin/python)
+SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*.*)
+INSTALLED := build/installed
+SANITIZED := build/sanitized
+
+.PHONY: demo test bench lint format sanitize package clean
+
+demo: $(INSTALLED)
+	$(PYTHON) -m bench.demo
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest tests
+
+bench: $(INSTALLED)
+	$(PYTHON) -m bench
+
+lint: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(dir $(PYTHON))clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp')
+	$(PYTHON) -m mypy
+
+format: $(INSTALLED)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+	$(dir $(PYTHON))clang-format -i $$(git ls-files '*.h' '*.cpp')
+
+# AddressSanitizer and UndefinedBehaviorSanitizer over the tests of the kernel, in a copy of the package.
+sanitize: $(INSTALLED)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r radam_fused tests $(SANITIZED) && rm -f $(SANITIZED)/radam_fused/_C.*
+	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DRADAM_SANITIZE=address,undefined \
+	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
+	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SANITIZED)/radam_fused
+	cmake --build $(SANITIZED)/cmake
+	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(abspath $(PYTHON)) -m pytest -q --capture=no -p no:cacheprovider -c /dev/null --rootdir=. \
+	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py
+
+# A source archive, a wheel built from it in isolation, and that wheel used in an empty environment.
+package: $(INSTALLED)
+	rm -rf build/package && mkdir -p build/package
+	$(PYTHON) -m venv build/package/venv
+	build/package/venv/bin/pip install -q build
+	build/package/venv/bin/python -m build -q --sdist --outdir build/package .
+	build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
+	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
+	cd build/package && venv/bin/python $(CURDIR)/tests/check_wheel.py
+
+$(INSTALLED): $(SOURCES)
+ifeq ($(ACTIVE),)
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt torch==2.13.0 setuptools pybind11 cmake ninja
+	.venv/bin/pip install -q --no-build-isolation -c constraints.txt -e '.[test,bench,lint]'
+else
+	$(PYTHON) -m pip install -q --no-build-isolation -e '.[test,bench]' || \
+	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+endif
+	mkdir -p build && touch $@
+
+clean:
+	rm -rf build dist *.egg-info radam_fused/_C.*
