@@ -51,6 +51,7 @@ PYBIND11_MODULE(_C, m) {
       .def("refresh", &radam::TensorTable::refresh)
       .def_property_readonly("active", &radam::TensorTable::active)
       .def_property_readonly("all_active", &radam::TensorTable::all_active);
+  m.def("same_objects", &radam::same_objects, py::arg("held"), py::arg("expected"));
   m.def("instruction_sets", &radam::cpu::instruction_sets);
   m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("coefficients"), py::arg("threads"),
         py::arg("instruction_set"));

@@ -315,4 +315,21 @@ void TensorTable::finish() {
   segments_.clear();
 }
 
+bool same_objects(const py::object& held, const py::list& expected) {
+  if (py::len(held) != expected.size()) return false;
+  if (PyList_Check(held.ptr())) {
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      if (PyList_GET_ITEM(held.ptr(), i) != PyList_GET_ITEM(expected.ptr(), i)) return false;
+    }
+    return true;
+  }
+  if (!PyDict_Check(held.ptr())) throw std::invalid_argument("expected a list or a dict");
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  for (std::size_t i = 0; PyDict_Next(held.ptr(), &position, &key, &value); ++i) {
+    if (value != PyList_GET_ITEM(expected.ptr(), i)) return false;
+  }
+  return true;
+}
+
 }  // namespace radam

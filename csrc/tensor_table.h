@@ -79,4 +79,7 @@ class TensorTable {
   std::vector<double> due_;          // distinct step counts
 };
 
+// Whether a list, or the values of a dict, are these very objects in this order.
+bool same_objects(const py::object& held, const py::list& expected);
+
 }  // namespace radam

@@ -1,7 +1,6 @@
 """FusedRAdam: torch.optim.RAdam in one pass."""
 
-from collections.abc import Callable, Collection, Iterable
-from operator import is_
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends, hyperparameters, rectification
+from .backends.native import same_objects
 from .hyperparameters import OWN_DEFAULTS, coefficient_arguments, option
 from .tensors import (
     MOMENTS,
@@ -52,17 +52,13 @@ class _Plan(NamedTuple):
     def is_for(self, group: dict[str, Any]) -> bool:
         return (
             self.options == _launch_options(group)
-            and _are_same(group["params"], self.params)
+            and same_objects(group["params"], self.params)
             and all(param.grad is None for param in self.waiting)
         )
 
 
 def _launch_options(group: dict[str, Any]) -> tuple[Any, ...]:
     return option(group, "amsgrad"), group["differentiable"], group["capturable"]
-
-
-def _are_same(a: Collection[Any], b: Collection[Any]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b))
 
 
 class FusedRAdam(Optimizer):
@@ -341,7 +337,7 @@ class FusedRAdam(Optimizer):
         """What a step has to run; None where the plans no longer hold. Writes nothing."""
         if len(self._plans) != len(self.param_groups):
             return None
-        if not _are_same(self.state.values(), self._planned_states):
+        if not same_objects(self.state, self._planned_states):
             return None
         work = []
         for group, plan in zip(self.param_groups, self._plans, strict=True):

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,11 +102,8 @@ class CpuLaunch:
             stage.state["step"] = states[i]["step"]
             table_params[i], table_states[i] = stage.param, stage.state
         self._table = _C.TensorTable(table_params, table_states, counters, amsgrad)
-        self._written_by = [
-            [param, state["step"], *(state[key] for key in moment_names(amsgrad))]
-            for param, state in zip(params, states, strict=True)
-        ]
-        self._written_by_all = _version_owners(self._written_by)
+        self._amsgrad = amsgrad
+        self._written_by_all = self._written(range(len(params)))
 
     def refresh(self) -> list[float] | None:
         """See Launch.refresh."""
@@ -122,7 +121,7 @@ class CpuLaunch:
             written, staged = self._written_by_all, list(self._staged.values())
         else:
             active = self._table.active
-            written = _version_owners([self._written_by[i] for i in active])
+            written = self._written(active)
             staged = [self._staged[i] for i in active if i in self._staged]
         # Autograd does not see writes through an address; now the tensors are still in cache.
         torch.autograd.graph.increment_version(written)
@@ -131,15 +130,25 @@ class CpuLaunch:
         for stage in staged:
             stage.write()
 
+    def _written(self, rows: Sequence[int]) -> list[Tensor]:
+        """One tensor for each version counter of what is written: a view has its base's."""
+        owners = {}
+        for i in reversed(rows):  # the last rows are the likeliest to be in cache
+            state = self._states[i]
+            names = ("step", *moment_names(self._amsgrad))
+            for tensor in (self._params[i], *(state[name] for name in names)):
+                owner = tensor if tensor._base is None else tensor._base
+                owners[id(owner)] = owner
+        return list(owners.values())
 
-def _version_owners(written: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """One tensor for each version counter, last row first: a view has its base's counter."""
-    owners = {}
-    for row in reversed(written):
-        for tensor in row:
-            owner = tensor if tensor._base is None else tensor._base
-            owners[id(owner)] = owner
-    return list(owners.values())
+
+def _same_objects(held: list[Any] | dict[Any, Any], expected: list[Any]) -> bool:
+    """Whether a list, or the values of a dict, are these very objects in this order."""
+    objects = held.values() if isinstance(held, dict) else held
+    return len(held) == len(expected) and all(map(is_, objects, expected))
+
+
+same_objects = _same_objects if _why_not else _C.same_objects
 
 
 def _fits(param: Tensor, state: State, amsgrad: bool) -> bool:

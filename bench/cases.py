@@ -1,0 +1,52 @@
+"""The lists of tensor shapes that are stepped."""
+
+import math
+
+Shapes = list[tuple[int, ...]]
+
+
+def gpt2() -> Shapes:
+    """GPT-2, 124M parameters, its output layer tied to the embedding."""
+    width, layers = 768, 12
+    block = [
+        *((width,),) * 4,  # two layer norms
+        (width, 3 * width),
+        (3 * width,),
+        (width, width),
+        (width,),
+        (width, 4 * width),
+        (4 * width,),
+        (4 * width, width),
+        (width,),
+    ]
+    return [(50257, width), (1024, width), *block * layers, (width,), (width,)]
+
+
+def resnet50() -> Shapes:
+    """ResNet-50, 25.6M parameters."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for out, into, size in (
+                (width, inputs, 1),
+                (width, width, 3),
+                (4 * width, width, 1),
+            ):
+                shapes += [(out, into, size, size), (out,), (out,)]
+            if block == 0:
+                shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
+            inputs = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+CASES: dict[str, Shapes] = {
+    "GPT-2 124M": gpt2(),
+    "one 25M tensor": [(25_000_000,)],
+    "1,000 tensors of 64x16": [(64, 16)] * 1000,
+    "ResNet-50": resnet50(),
+}
+
+
+def elements(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
