@@ -4,37 +4,12 @@ import argparse
 import json
 import multiprocessing
 import os
-import warnings
 from pathlib import Path
 
-import torch
-
-from .cases import CASES, elements
-from .limit import LIMIT, limit
+from .case_process import allocated, time_case
+from .cases import CASES
 from .machine import machine
 from .report import BYTES, Results, case_table, draw, targets, targets_table
-from .rivals import OURS, rivals_of
-from .timing import Timing, interleave
-
-
-def time_case(case: str) -> dict[str, Timing]:
-    """Fresh tensors for every rival, all stepped in turns in this process."""
-    warnings.simplefilter("ignore")
-    shapes = CASES[case]
-    steps = {rival: make(shapes) for rival, make in rivals_of(shapes).items()}
-    steps[LIMIT] = limit(elements(shapes))
-    return interleave(steps, 21 if elements(shapes) > 10**8 else 61, case)
-
-
-def allocated(case: str) -> int:
-    """Bytes of tensors that one of our steps allocates once it is warm."""
-    warnings.simplefilter("ignore")
-    step = rivals_of(CASES[case])[OURS](CASES[case])
-    for _ in range(8):
-        step()
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
 
 
 def main() -> None:

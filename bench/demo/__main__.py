@@ -1,4 +1,4 @@
-"""The demo: the same seed and the same batches, four runs that take turns, a table and a picture."""
+"""The demo: same seed, same batches, four runs that take turns, a table and a picture."""
 
 import argparse
 from pathlib import Path

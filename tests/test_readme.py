@@ -1,0 +1,45 @@
+"""Every Python block of the README runs, and its commands are the Makefile's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = dict(
+    enumerate(re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL), 1)
+)
+COMMANDS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_block(block):
+    subprocess.run([sys.executable, "-W", "error", "-c", BLOCKS[block]], check=True, timeout=120)
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) >= 5
+
+
+def test_one_line_swap_runs_both_ways():
+    import torch
+
+    import radam_fused
+
+    [diff] = re.findall(r"^```diff\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    names = {"torch": torch, "FusedRAdam": radam_fused.FusedRAdam, "model": torch.nn.Linear(2, 2)}
+    for line in diff.splitlines():
+        exec(line[1:], names)
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    lines = [line.partition("#")[0].strip() for block in COMMANDS for line in block.splitlines()]
+    targets = [line.removeprefix("make ") for line in lines if line.startswith("make ")]
+    assert {"demo", "test"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+    [module] = [line for line in lines if line.startswith("python -m")]
+    subprocess.run([sys.executable, *module.split()[1:]], check=True, capture_output=True)
