@@ -1,8 +1,10 @@
 # An active environment that has torch is used as it is; otherwise .venv is made and filled.
-ACTIVE := $(shell python -c 'import sys, torch; print(sys.executable)' 2>/dev/null)
+ACTIVE := $(shell python -c 'import sys, torch; \
+  print(sys.executable if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) else "")' 2>/dev/null)
 PYTHON := $(or $(ACTIVE),.venv/bin/python)
+export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
 SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*.*)
-INSTALLED := build/installed
+INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 SANITIZED := build/sanitized
 
 .PHONY: demo test bench lint format sanitize package clean
@@ -36,8 +38,9 @@ sanitize: $(INSTALLED)
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SANITIZED)/radam_fused
 	cmake --build $(SANITIZED)/cmake
-	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	cd $(SANITIZED) && export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 && \
+	  $(abspath $(PYTHON)) -c 'from radam_fused import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__' && \
 	  $(abspath $(PYTHON)) -m pytest -q --capture=no -p no:cacheprovider -c /dev/null --rootdir=. \
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py
 
@@ -48,6 +51,8 @@ package: $(INSTALLED)
 	build/package/venv/bin/pip install -q build
 	build/package/venv/bin/python -m build -q --sdist --outdir build/package .
 	build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
+	build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
+	build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
 	cd build/package && venv/bin/python $(CURDIR)/tests/check_wheel.py
 
@@ -58,7 +63,7 @@ ifeq ($(ACTIVE),)
 	.venv/bin/pip install -q --no-build-isolation -c constraints.txt -e '.[test,bench,lint]'
 else
 	$(PYTHON) -m pip install -q --no-build-isolation -e '.[test,bench]' || \
-	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .  # where no registry is reached
 endif
 	mkdir -p build && touch $@
 

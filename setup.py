@@ -1,6 +1,7 @@
 """Builds radam_fused._C by CMake and Ninja; all metadata is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +22,25 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)
+        # Tools installed beside this Python count also where its environment is not active.
+        path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
+        tools = {name: shutil.which(name, path=path) for name in ("cmake", "ninja")}
+        for name, tool in tools.items():
+            if tool is None:
+                raise RuntimeError(f"building radam_fused needs {name}, which is not on the PATH")
         configure = [
-            "cmake",
+            tools["cmake"],
             f"-S{ROOT}",
             f"-B{build}",
             "-GNinja",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DRADAM_SANITIZE={os.environ.get('RADAM_FUSED_SANITIZE', '')}",
+            # Named anew at each build: an earlier one's may have lain in a temporary folder.
+            f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
         ]
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_C"], check=True)
+        subprocess.run([tools["cmake"], "--build", str(build), "--target", "_C"], check=True)
 
 
 setup(ext_modules=[Extension("radam_fused._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -42,15 +42,38 @@ void cpu_step(radam::TensorTable& table, const py::list& coefficients, int threa
   table.finish();
 }
 
+// Null while an object is still being made.
+radam::TensorTable* table_of(PyObject* self) {
+  auto held = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+  return held.holder_constructed() ? held.value_ptr<radam::TensorTable>() : nullptr;
+}
+
+// A parameter may lead back to its optimizer: a cycle that only Python's collector can see.
+void make_collectable(PyHeapTypeObject* heap_type) {
+  PyTypeObject* const type = &heap_type->ht_type;
+  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const radam::TensorTable* const table = table_of(self);
+    return table == nullptr ? 0 : table->traverse(visit, arg);
+  };
+  type->tp_clear = [](PyObject* self) {
+    if (radam::TensorTable* const table = table_of(self)) table->clear();
+    return 0;
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  py::class_<radam::TensorTable>(m, "TensorTable")
+  py::class_<radam::TensorTable>(m, "TensorTable", py::custom_type_setup(make_collectable))
       .def(py::init<py::list, py::list, py::object, bool>(), py::arg("params"), py::arg("states"),
            py::arg("steps"), py::arg("amsgrad"))
       .def("refresh", &radam::TensorTable::refresh)
       .def_property_readonly("active", &radam::TensorTable::active)
-      .def_property_readonly("all_active", &radam::TensorTable::all_active);
+      .def_property_readonly("active_is_unchanged", &radam::TensorTable::active_is_unchanged);
+  m.def("connect", &radam::connect);
+  m.def("any_gradient", &radam::any_gradient, py::arg("params"));
   m.def("same_objects", &radam::same_objects, py::arg("held"), py::arg("expected"));
   m.def("instruction_sets", &radam::cpu::instruction_sets);
   m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("coefficients"), py::arg("threads"),

@@ -26,28 +26,11 @@ struct Interned {
   const dlpack::ExchangeApi* api;
 };
 
+Interned the_interned{};
+
 const Interned& interned() {
-  static const Interned names = [] {
-    Interned n{};
-    const py::object tensor = py::module_::import("torch").attr("Tensor");
-    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    n.api = static_cast<const dlpack::ExchangeApi*>(
-        PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
-    if (n.api == nullptr) throw py::error_already_set();
-    if (n.api->major != dlpack::kMajorVersion || n.api->view_from_object == nullptr) {
-      throw std::runtime_error("this torch exchanges tensors by an unknown version of DLPack");
-    }
-    n.tensor_type = py::object(tensor).release().ptr();
-    n.grad = PyUnicode_InternFromString("grad");
-    n.step = PyUnicode_InternFromString("step");
-    n.is_conj = PyUnicode_InternFromString("is_conj");
-    n.is_neg = PyUnicode_InternFromString("is_neg");
-    for (std::size_t i = 2; i < kNames.size(); ++i) {
-      n.state[i] = PyUnicode_InternFromString(kNames[i]);
-    }
-    return n;
-  }();
-  return names;
+  if (the_interned.api == nullptr) throw std::logic_error("radam_fused._C is not connected");
+  return the_interned;
 }
 
 bool same(const dlpack::DataType& a, const dlpack::DataType& b) {
@@ -144,9 +127,9 @@ bool TensorTable::view(const Row& row, Role role, dlpack::TensorView& out) const
     PyErr_Clear();
     return false;
   }
-  // A gradient's memory does not hold a lazy conjugate or the lazy negative that its parts become;
-  // autograd leaves the latter as a dense tensor of real numbers only where that has one element.
-  if (role == kGrad && is_complex(out.dtype)) return answers_no(tensor, interned().is_conj);
+  // Memory does not hold a lazy conjugate or the lazy negative that its parts become; autograd
+  // leaves the latter as a dense gradient of real numbers only where that has one element.
+  if (is_complex(out.dtype)) return answers_no(tensor, interned().is_conj);
   if (role == kGrad && row.numel == 1) return answers_no(tensor, interned().is_neg);
   return true;
 }
@@ -256,6 +239,7 @@ std::int32_t TensorTable::coefficients_for(double step) {
 }
 
 std::optional<std::vector<double>> TensorTable::refresh() {
+  std::swap(active_, previously_active_);
   segments_.clear();
   active_.clear();
   due_.clear();
@@ -313,6 +297,51 @@ void TensorTable::finish() {
     grads_[i] = py::none();
   }
   segments_.clear();
+}
+
+int TensorTable::traverse(visitproc visit, void* arg) const {
+  for (const py::object& object : kept_) Py_VISIT(object.ptr());
+  for (const py::object& grad : grads_) Py_VISIT(grad.ptr());
+  Py_VISIT(steps_.ptr());
+  return 0;
+}
+
+void TensorTable::clear() {
+  rows_.clear();
+  active_.clear();
+  segments_.clear();
+  grads_.clear();
+  kept_.clear();
+  steps_ = py::none();
+}
+
+void connect() {
+  const py::object tensor = py::module_::import("torch").attr("Tensor");
+  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
+  if (api == nullptr) throw py::error_already_set();
+  if (api->major != dlpack::kMajorVersion || api->view_from_object == nullptr) {
+    throw std::runtime_error("this torch exchanges tensors by an unknown version of DLPack");
+  }
+  Interned names{};
+  names.tensor_type = py::object(tensor).release().ptr();
+  names.grad = PyUnicode_InternFromString("grad");
+  names.step = PyUnicode_InternFromString("step");
+  names.is_conj = PyUnicode_InternFromString("is_conj");
+  names.is_neg = PyUnicode_InternFromString("is_neg");
+  for (std::size_t i = 2; i < kNames.size(); ++i) {
+    names.state[i] = PyUnicode_InternFromString(kNames[i]);
+  }
+  names.api = api;
+  the_interned = names;
+}
+
+bool any_gradient(const py::list& params) {
+  for (const py::handle& param : params) {
+    if (!gradient(param.ptr()).is_none()) return true;
+  }
+  return false;
 }
 
 bool same_objects(const py::object& held, const py::list& expected) {

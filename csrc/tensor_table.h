@@ -14,9 +14,9 @@ namespace radam {
 
 namespace py = pybind11;
 
-// Parameters with their optimizer state. Every refresh() reads each tensor anew (type, device,
-// dtype, shape, strides, address), so nothing that has changed since the table was made can go
-// unnoticed.
+// Parameters with their optimizer state. Every refresh() reads each parameter, gradient and moment
+// anew (type, device, dtype, shape, strides, address). The step counters are one tensor that the
+// table keeps; of them it checks that the states still hold the views.
 class TensorTable {
  public:
   // params: leaves, dense in memory. states: one dict a parameter (step, exp_avg, exp_avg_sq and,
@@ -31,10 +31,15 @@ class TensorTable {
 
   // The rows of the parameters that take part in the step prepared by refresh().
   const std::vector<std::size_t>& active() const { return active_; }
-  bool all_active() const { return active_.size() == rows_.size(); }
+  // Whether they are those of the refresh() before.
+  bool active_is_unchanged() const { return active_ == previously_active_; }
 
   // Counts the step for the parameters that took part and lets go of their gradients.
   void finish();
+
+  // For Python's garbage collector: the objects that the table keeps alive.
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
 
   const std::vector<Segment>& segments() const { return segments_; }
   const SegmentTypes& types() const { return types_; }
@@ -49,14 +54,12 @@ class TensorTable {
   struct Row {
     PyObject* tensors[kRoles];  // as the state holds them; the gradient changes from step to step
     PyObject* state;
-    PyObject* step;  // the counter's view, as state["step"]
-    PyTypeObject*
-        param_type;      // a subclass may keep its memory elsewhere, so a change is not let in
-    std::int64_t numel;  // real scalars
+    PyObject* step;            // the counter's view, as state["step"]
+    PyTypeObject* param_type;  // any other type might keep its memory elsewhere
+    std::int64_t numel;        // real scalars
     std::int32_t ndim;
-    std::int32_t layout;  // where in layouts_ its shape and then its strides stand
-    const void*
-        hints[kRoles];  // where torch kept each tensor's sizes at the last step, to prefetch
+    std::int32_t layout;        // where in layouts_ its shape and then its strides stand
+    const void* hints[kRoles];  // where torch kept the tensors' sizes at the last step, to prefetch
   };
 
   bool view(const Row& row, Role role, dlpack::TensorView& out) const;
@@ -73,11 +76,19 @@ class TensorTable {
   dlpack::Device device_{};
   dlpack::DataType dtypes_[kRoles]{};
   SegmentTypes types_{};
-  std::vector<py::object> grads_;    // held while their memory is in use
-  std::vector<Segment> segments_;    // of the parameters that take part
+  std::vector<py::object> grads_;  // held while their memory is in use
+  std::vector<Segment> segments_;  // of the parameters that take part
+  std::vector<std::size_t> previously_active_;
   std::vector<std::size_t> active_;  // their rows
   std::vector<double> due_;          // distinct step counts
 };
+
+// Finds torch's exchange interface; called once, before anything else here. Throws where this torch
+// has none.
+void connect();
+
+// Whether some parameter has a gradient.
+bool any_gradient(const py::list& params);
 
 // Whether a list, or the values of a dict, are these very objects in this order.
 bool same_objects(const py::object& held, const py::list& expected);

@@ -99,6 +99,8 @@ def radam_step_(
         name = f"parameter {i}"
         state = {key: tensors[i] for key, tensors in lists.items()}
         check_param(param, name)
+        if grad is None:
+            raise ValueError(f"gradient of {name} is None, expected a tensor")
         check_grad(param, grad, name)
         check_state(param, state, name)
         alias = param.detach()
@@ -112,8 +114,12 @@ def radam_step_(
     for chosen, members in by_backend.items():
         aliases, states = zip(*members, strict=True)
         for launch in chosen.launches(aliases, states, amsgrad):
-            work.append((launch, launch.refresh() or []))
-    for launch, counts in work:
-        launch.run([rectification.coefficients(int(t), **arguments) for t in counts])
+            counts = launch.refresh()
+            if counts is None:
+                raise RuntimeError("the tensors changed while the step was prepared")
+            due = [rectification.coefficients(int(t), **arguments) for t in counts]
+            work.append((launch, due))
+    for launch, due in work:
+        launch.run(due)
     for step in state_steps:
         step += 1

@@ -66,7 +66,6 @@ def check(group: Mapping[str, Any]) -> None:
     """
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
     beta1, beta2 = group["betas"]
-    threshold = option(group, "rectify_threshold")
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
     if not lr >= 0.0:
@@ -79,19 +78,33 @@ def check(group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid beta parameter at index 1: {beta2}")
     if not weight_decay >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+    check_own(group)
+
+
+def planned_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The options that a step's launches are made for, or that check_own() looks at."""
+    return (
+        option(group, "amsgrad"),
+        group["differentiable"],
+        group["capturable"],
+        option(group, "rectify_threshold"),
+        option(group, "absolute_weight_decay"),
+        group["decoupled_weight_decay"],
+    )
+
+
+def check_own(group: Mapping[str, Any]) -> None:
+    """Check what torch knows nothing of or leaves to the step; also once a group has changed.
+
+    Raises:
+        ValueError: An option of ours is out of range.
+        RuntimeError: ``capturable`` is set.
+    """
+    threshold = option(group, "rectify_threshold")
     if not threshold >= 4.0:
         raise ValueError(f"Invalid rectify_threshold value: {threshold}")
     if option(group, "absolute_weight_decay") and not group["decoupled_weight_decay"]:
         raise ValueError("absolute_weight_decay=True requires decoupled_weight_decay=True")
-    check_capturable(group)
-
-
-def check_capturable(group: Mapping[str, Any]) -> None:
-    """Raise where a group asks for what no engine of this release does.
-
-    Raises:
-        RuntimeError: ``capturable`` is set.
-    """
     if group["capturable"]:
         raise RuntimeError(
             "capturable=True requires an engine that counts its steps on the device; "

@@ -1,5 +1,6 @@
 """FusedRAdam: torch.optim.RAdam in one pass."""
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, overload
 
@@ -8,8 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends, hyperparameters, rectification
-from .backends.native import same_objects
-from .hyperparameters import OWN_DEFAULTS, coefficient_arguments, option
+from .backends.native import any_gradient, same_objects
+from .hyperparameters import OWN_DEFAULTS, coefficient_arguments, option, planned_options
 from .tensors import (
     MOMENTS,
     arithmetic_dtype,
@@ -51,14 +52,16 @@ class _Plan(NamedTuple):
 
     def is_for(self, group: dict[str, Any]) -> bool:
         return (
-            self.options == _launch_options(group)
+            self.options == planned_options(group)
             and same_objects(group["params"], self.params)
-            and all(param.grad is None for param in self.waiting)
+            and not any_gradient(self.waiting)
         )
 
 
-def _launch_options(group: dict[str, Any]) -> tuple[Any, ...]:
-    return option(group, "amsgrad"), group["differentiable"], group["capturable"]
+# Named after the accelerator since torch 2.11.
+_check_graph_capture: Callable[[Optimizer], None] = getattr(
+    Optimizer, "_accelerator_graph_capture_health_check", None
+) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
 
 class FusedRAdam(Optimizer):
@@ -182,7 +185,7 @@ class FusedRAdam(Optimizer):
         backends.check_name(backend)
         hyperparameters.check(defaults)  # also where there is no group yet
         self.backend = backend
-        self._forget_plans()
+        self._reset()
         super().__init__(params, defaults)
 
     _loading: StateDict | None = None
@@ -190,6 +193,11 @@ class FusedRAdam(Optimizer):
     def _forget_plans(self) -> None:
         self._plans: list[_Plan] = []
         self._planned_states: list[dict[str, Any]] = []
+
+    def _reset(self) -> None:
+        """Make anew what neither a copy nor a pickle takes along."""
+        self._forget_plans()
+        self._lock = threading.Lock()  # one thread steps at a time
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as :meth:`torch.optim.Optimizer.add_param_group`.
@@ -233,7 +241,7 @@ class FusedRAdam(Optimizer):
         previous = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
-        self._forget_plans()
+        self._reset()
         for index, group in enumerate(self.param_groups):
             for name in ("maximize", "capturable", "differentiable", "decoupled_weight_decay"):
                 group.setdefault(name, False)
@@ -290,15 +298,13 @@ class FusedRAdam(Optimizer):
     def _replan(self) -> None:
         """Check every gradient and every state, then make new launches for every group."""
         for index, group in enumerate(self.param_groups):
-            hyperparameters.check_capturable(group)
+            hyperparameters.check_own(group)
             for param, name in self._named(index):
-                state = self.state.get(param)
-                if state:
-                    check_param(param, name)
-                    check_state(param, state, name)
                 if param.grad is not None:
                     check_param(param, name)
                     check_grad(param, param.grad, name)
+                    if self.state.get(param):
+                        check_state(param, self.state[param], name)
                     backends.select(self.backend, param, name, group["differentiable"])
         self._forget_plans()
         self._plans = [self._plan(index) for index in range(len(self.param_groups))]
@@ -306,7 +312,7 @@ class FusedRAdam(Optimizer):
 
     def _plan(self, index: int) -> _Plan:
         group = self.param_groups[index]
-        amsgrad, differentiable, _ = options = _launch_options(group)
+        amsgrad, differentiable = option(group, "amsgrad"), group["differentiable"]
         waiting, without_state = [], []
         by_backend: dict[backends.Backend, list[Tensor]] = {}
         for param, name in self._named(index):
@@ -331,7 +337,7 @@ class FusedRAdam(Optimizer):
             for backend, params in by_backend.items()
             for launch in backend.launches(params, [self.state[p] for p in params], amsgrad)
         ]
-        return _Plan(list(group["params"]), options, launches, waiting)
+        return _Plan(list(group["params"]), planned_options(group), launches, waiting)
 
     def _refresh(self) -> list[tuple[dict[str, Any], backends.Launch, list[float]]] | None:
         """What a step has to run; None where the plans no longer hold. Writes nothing."""
@@ -370,27 +376,35 @@ class FusedRAdam(Optimizer):
             ValueError: A gradient or a state differs from its parameter in device, shape or dtype.
                 No parameter and no moment has changed then.
         """
-        self._accelerator_graph_capture_health_check()
+        _check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
+        with self._lock, torch.set_grad_enabled(self.defaults["differentiable"]):
             self._step()
         return loss
 
     # A compiler could not follow tensors into the extension.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
-        work = self._refresh()
-        if work is None:
-            self._replan()
+        try:
             work = self._refresh()
             if work is None:
-                raise RuntimeError("the optimizer's tensors changed while its step was prepared")
-        for group, launch, counts in work:
-            arguments = coefficient_arguments(group)
-            launch.run([rectification.coefficients(int(t), **arguments) for t in counts])
+                self._replan()
+                work = self._refresh()
+                if work is None:
+                    raise RuntimeError("the tensors changed while the step was prepared")
+            prepared = []
+            for group, launch, counts in work:
+                arguments = coefficient_arguments(group)
+                due = [rectification.coefficients(int(t), **arguments) for t in counts]
+                prepared.append((launch, due))
+        except BaseException:
+            self._forget_plans()  # they hold gradients
+            raise
+        for launch, due in prepared:
+            launch.run(due)
 
     def rectification(self) -> list[Rectification]:
         """Where each parameter group stands, for loggers; one entry a group."""

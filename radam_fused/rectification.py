@@ -6,6 +6,7 @@ the same bits without a mathematical library.
 """
 
 from enum import IntEnum
+from functools import lru_cache
 from math import sqrt
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ class Coefficients(NamedTuple):
     update: Update
 
 
+@lru_cache(maxsize=16)  # a step asks for the same sums more than once
 def _geometric(beta: float, count: int) -> tuple[float, float]:
     """The sums of beta^k and of (k + 1) beta^k over k < count, by doubling.
 

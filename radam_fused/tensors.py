@@ -47,13 +47,17 @@ def check_param(param: Tensor, name: str) -> None:
 
     Raises:
         TypeError: The dtype is none of float64, float32, bfloat16, float16, complex128, complex64.
-        ValueError: The layout is not strided.
+        ValueError: The layout is not strided, or elements share memory.
     """
     if param.dtype not in _ARITHMETIC:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ARITHMETIC)
         raise TypeError(f"{name} has dtype {param.dtype}, expected one of {supported}")
     if param.layout != torch.strided:
         raise ValueError(f"{name} has layout {param.layout}, expected torch.strided")
+    if any(
+        stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)
+    ):
+        raise ValueError(f"{name} is expanded: several of its elements share one place in memory")
 
 
 def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
@@ -121,7 +125,7 @@ def new_states(
     small: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, param in enumerate(params):
         dtype = param.dtype if in_param_dtype else arithmetic_dtype(param)
-        if has_own_memory(param) and param.numel() <= SMALL and _is_dense(param):
+        if has_own_memory(param) and param.numel() <= SMALL and is_dense(param):
             small.setdefault((param.device, dtype), []).append(i)
             continue
         for key in moment_names(amsgrad):
@@ -138,7 +142,7 @@ def new_states(
     return states
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one range of memory, each place once, in whatever order."""
     return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 

@@ -119,6 +119,11 @@ def train(optimizer, steps):
     return optimizer
 
 
+def is_direct(optimizer):
+    """Whether the kernel works on the tensors themselves, not on copies."""
+    return all(not launch._staged for plan in optimizer._plans for launch in plan.launches)
+
+
 def fused(params, **options):
     return FusedRAdam(params, **options)
 

@@ -1,8 +1,11 @@
 """What torch.optim promises of any optimizer."""
 
 import copy
+import gc
 import pickle
+import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -423,8 +426,6 @@ def test_replaced_state_and_repointed_parameters_are_noticed(backend):
 
 def test_gradients_are_let_go_after_the_step():
     """zero_grad(set_to_none=True) must free their memory."""
-    import weakref
-
     [p] = parameters((3,))
     optimizer = FusedRAdam([p], backend="cpu")
     for _ in range(2):
@@ -445,3 +446,39 @@ def test_copied_parameters_follow_by_hand():
     [p] = second.param_groups[0]["params"]
     second.state[p] = {k: v.clone() for k, v in first.state[params[0]].items()}
     assert_same_run(straight, train(second, steps[5:]))
+
+
+def test_threads_step_one_after_the_other():
+    """And a gradient dropped by another thread keeps its memory until the kernel is done."""
+    [p] = parameters((400_000,))
+    optimizer = FusedRAdam([p], backend="cpu")
+    errors = []
+
+    def work(grads):
+        try:
+            for _ in range(30):
+                p.grad = torch.ones(400_000) if grads else None
+                optimizer.step()
+        except Exception as error:  # shown by the assertion
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(grads,)) for grads in (True, False, True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert p.isfinite().all()
+    assert 1 <= optimizer.state[p]["step"] <= 90
+
+
+def test_a_model_that_holds_its_optimizer_is_collected(backend):
+    model = torch.nn.Linear(3, 3)
+    model.weight.model = model
+    model.optimizer = FusedRAdam(model.parameters(), backend=backend)
+    model(torch.ones(3)).sum().backward()
+    model.optimizer.step()
+    watched = weakref.ref(model)
+    del model
+    gc.collect()
+    assert watched() is None

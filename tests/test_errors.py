@@ -1,5 +1,8 @@
 """Bad input gets a clear error that names the tensor, and leaves everything as it was."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -161,3 +164,35 @@ def test_the_step_works_again_once_the_gradient_is_mended():
         train(optimizer, [grads])
         train(undisturbed, [grads])
     assert all(map(torch.equal, params, others))
+
+
+@pytest.mark.parametrize(
+    "late", [{"lr": torch.ones(2)}, {"rectify_threshold": 3.0}, {"absolute_weight_decay": True}]
+)
+def test_a_bad_option_set_later_in_one_group_moves_no_group(late, backend):
+    params = parameters((4,), (3,))
+    optimizer = FusedRAdam([{"params": [p]} for p in params], backend=backend)
+    train(optimizer, gradients(params, 6))
+    before = copies(params)
+    optimizer.param_groups[1].update(late)
+    with pytest.raises((ValueError, RuntimeError)):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    assert optimizer.state[params[0]]["step"] == 6
+
+
+def test_an_expanded_parameter_is_refused_at_construction():
+    with pytest.raises(ValueError, match="parameter 0 of group 0 is expanded"):
+        FusedRAdam([torch.nn.Parameter(torch.ones(1).expand(3))])
+
+
+def test_gradients_are_let_go_after_an_error():
+    params = parameters((4,), (3, 3))
+    optimizer = train(FusedRAdam(params), gradients(params, 2))
+    params[0].grad, params[1].grad = torch.ones(4), torch.eye(3).to_sparse()
+    watched = weakref.ref(params[0].grad)
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    params[0].grad = None
+    gc.collect()
+    assert watched() is None

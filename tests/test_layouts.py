@@ -1,11 +1,13 @@
 """Any memory order, misalignment and kind of tensor; nothing outside a tensor is touched."""
 
+import copy
+
 import pytest
 import torch
 
 from radam_fused import FusedRAdam
 
-from .helpers import assert_same_bits, assert_same_run, gradients, parameters, train
+from .helpers import assert_same_bits, assert_same_run, gradients, is_direct, parameters, train
 
 
 def with_gaps(t):
@@ -37,6 +39,41 @@ def test_memory_orders(param_layout, grad_layout, amsgrad):
         optimizer.step()
         expected.step()
     assert_same_run(optimizer, expected)
+
+
+def test_usual_tensors_are_stepped_in_place():
+    params = parameters((3, 4), (), (0,), (2, 3, 4, 5), (70_000,))
+    params += parameters((3,), dtype=torch.bfloat16) + parameters((4,), dtype=torch.complex64)
+    params += [torch.nn.Parameter(LAYOUTS[k](params[3].detach())) for k in LAYOUTS if k != "gaps"]
+    optimizer = FusedRAdam(params, backend="cpu")
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert is_direct(optimizer)
+    params.append(torch.nn.Parameter(with_gaps(torch.ones(3))))
+    params[-1].grad = torch.ones(3)
+    optimizer.add_param_group({"params": params[-1:]})
+    optimizer.step()
+    assert not is_direct(optimizer)
+
+
+def test_loaded_moments_are_brought_into_the_parameter_s_order():
+    plain = parameters((2, 3, 4, 5))
+    steps = gradients(plain, 12)
+    moved = [torch.nn.Parameter(LAYOUTS["channels_last"](plain[0].detach()))]
+    one, other = FusedRAdam(plain), FusedRAdam(moved)
+    train(one, steps[:6])
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    with torch.no_grad():
+        moved[0].copy_(plain[0])
+    for grads in steps[6:]:
+        train(one, [grads])
+        moved[0].grad = LAYOUTS["channels_last"](grads[0])
+        other.step()
+    assert_same_run(one, other)
+    assert is_direct(other)
+    assert other.state[moved[0]]["exp_avg"].stride() == moved[0].stride()
 
 
 def test_layouts_are_what_they_say():

@@ -58,7 +58,12 @@ def test_the_measure_sees_an_allocating_optimizer():
     assert tensor_bytes(optimizer) >= 3 * 400_000
 
 
-def test_no_python_memory_that_grows_with_the_number_of_tensors():
-    few, many = (python_peak(stepped([(4,)] * count)) for count in (10, 2000))
+@pytest.mark.parametrize("frozen", [0, 1], ids=["all-active", "one-frozen"])
+def test_no_python_memory_that_grows_with_the_number_of_tensors(frozen):
+    optimizers = [stepped([(4,)] * count) for count in (10, 2000)]
+    for optimizer in optimizers:
+        for p in optimizer.param_groups[0]["params"][:frozen]:
+            p.grad = None
+    few, many = map(python_peak, optimizers)
     # A list of one pointer a tensor would be 16,000 bytes.
     assert many - few < 4000

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <exception>
 #include <stdexcept>
 
 #include <omp.h>
@@ -11,7 +10,7 @@ namespace {
 
 // Below this many scalars a thread, waking it costs more than it saves.
 constexpr std::int64_t kGrain = 32768;
-// Boundaries between threads fall on whole cache lines of every dtype.
+// Boundaries between threads fall on whole cache lines of a flat buffer of any dtype.
 constexpr std::int64_t kAlign = 64;
 
 struct Build {

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ..rectification import Coefficients
-from ..tensors import gather_counters, has_own_memory, moment_names
+from ..tensors import gather_counters, has_own_memory, is_dense, moment_names
 from .base import Backend, Launch, State
 
 _why_not: str | None = None
 try:
     from .. import _C  # after torch: it shares torch's OpenMP threads
-except ImportError as error:
+
+    _C.connect()
+except (AttributeError, ImportError, RuntimeError) as error:
     _why_not = f"the extension radam_fused._C does not load: {error}"
 
 
@@ -103,7 +105,8 @@ class CpuLaunch:
             table_params[i], table_states[i] = stage.param, stage.state
         self._table = _C.TensorTable(table_params, table_states, counters, amsgrad)
         self._amsgrad = amsgrad
-        self._written_by_all = self._written(range(len(params)))
+        self._written: list[Tensor] = []
+        self._written_back: list[Staged] = []
 
     def refresh(self) -> list[float] | None:
         """See Launch.refresh."""
@@ -117,20 +120,18 @@ class CpuLaunch:
         """See Launch.run."""
         if not coefficients:
             return
-        if self._table.all_active:
-            written, staged = self._written_by_all, list(self._staged.values())
-        else:
+        if not self._table.active_is_unchanged:
             active = self._table.active
-            written = self._written(active)
-            staged = [self._staged[i] for i in active if i in self._staged]
+            self._written = self._version_owners(active)
+            self._written_back = [self._staged[i] for i in active if i in self._staged]
         # Autograd does not see writes through an address; now the tensors are still in cache.
-        torch.autograd.graph.increment_version(written)
+        torch.autograd.graph.increment_version(self._written)
         instruction_set = self.instruction_set or instruction_sets()[0]
         _C.cpu_step(self._table, list(coefficients), torch.get_num_threads(), instruction_set)
-        for stage in staged:
+        for stage in self._written_back:
             stage.write()
 
-    def _written(self, rows: Sequence[int]) -> list[Tensor]:
+    def _version_owners(self, rows: Sequence[int]) -> list[Tensor]:
         """One tensor for each version counter of what is written: a view has its base's."""
         owners = {}
         for i in reversed(rows):  # the last rows are the likeliest to be in cache
@@ -148,7 +149,13 @@ def _same_objects(held: list[Any] | dict[Any, Any], expected: list[Any]) -> bool
     return len(held) == len(expected) and all(map(is_, objects, expected))
 
 
+def _any_gradient(params: list[Tensor]) -> bool:
+    """Whether some parameter has a gradient."""
+    return any(param.grad is not None for param in params)
+
+
 same_objects = _same_objects if _why_not else _C.same_objects
+any_gradient = _any_gradient if _why_not else _C.any_gradient
 
 
 def _fits(param: Tensor, state: State, amsgrad: bool) -> bool:
@@ -158,15 +165,27 @@ def _fits(param: Tensor, state: State, amsgrad: bool) -> bool:
     if any(tensor.is_neg() or tensor.is_conj() for tensor in tensors):
         return False
     try:
-        _C.TensorTable([param], [state], torch.zeros(1), amsgrad)
+        counter = torch.zeros(1, dtype=torch.float32, device="cpu")
+        _C.TensorTable([param], [state], counter, amsgrad)
     except ValueError:
         return False
     return True
 
 
+def _take_over_layout(param: Tensor, state: State, amsgrad: bool) -> None:
+    """Bring moments into the memory order of a dense parameter, once: a checkpoint had another."""
+    if is_dense(param):
+        for name in moment_names(amsgrad):
+            moment = state[name]
+            if moment.shape == param.shape and moment.stride() != param.stride():
+                moved = torch.empty_like(param, dtype=moment.dtype)
+                state[name] = moved.copy_(moment)
+
+
 def _launches(params: Sequence[Tensor], states: Sequence[State], amsgrad: bool) -> list[Launch]:
     buckets: dict[tuple[torch.dtype, ...], list[tuple[Tensor, State]]] = defaultdict(list)
     for param, state in zip(params, states, strict=True):
+        _take_over_layout(param, state, amsgrad)
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
         key = (param.dtype, grad_dtype, *(state[name].dtype for name in moment_names(amsgrad)))
         buckets[key].append((param, state))
