@@ -253,10 +253,9 @@ class FusedRAdam(Optimizer):
                     group.setdefault(name, before[name])
             for param in group["params"]:
                 if self.state.get(param):
-                    count = self.state[param]["step"]
-                    self.state[param]["step"] = torch.as_tensor(
-                        count, dtype=counter_dtype(), device="cpu"
-                    ).reshape(())
+                    count = float(self.state[param]["step"])
+                    step = torch.tensor(count, dtype=counter_dtype(), device="cpu")
+                    self.state[param]["step"] = step
         if self._loading is not None:
             self._restore_moment_dtypes(self._loading)
 

@@ -1,5 +1,6 @@
 """Every Python block of the README runs, and its commands are the Makefile's."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,13 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = dict(
     enumerate(re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL), 1)
 )
+RIVALS = {
+    name
+    for timings in json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())[
+        "seconds"
+    ].values()
+    for name in timings
+}
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -43,3 +51,27 @@ def test_commands_exist():
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
     [module] = [line for line in lines if line.startswith("python -m")]
     subprocess.run([sys.executable, *module.split()[1:]], check=True, capture_output=True)
+
+
+def test_figures_are_the_recorded_ones():
+    """Every cell of the table of times, and every target, as bench/results/ has it."""
+    record = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.splitlines()
+        if line.startswith("| ")
+    ]
+    [head] = [row for row in rows if row[0] == "ms a step"]
+    assert head[1:] == list(record["seconds"])
+    for i, case in enumerate(head[1:], 1):
+        timings = record["seconds"][case]
+        told = {row[0]: row[i] for row in rows if len(row) == len(head) and row[0] in RIVALS}
+        assert set(timings) <= set(told)
+        for rival, cell in told.items():
+            ms = f"{timings[rival]['median'] * 1e3:.2f}" if rival in timings else "not run"
+            assert cell == ms, (case, rival)
+    for target in record["targets"]:
+        reached = "reached" if target["reached"] else "missed"
+        shown = [*map(target.get, ("case", "against", "must be")), f"{target['is']:.3f}", reached]
+        assert shown in rows
+    assert record["machine"]["commit"] in README
