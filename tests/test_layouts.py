@@ -203,3 +203,16 @@ def test_parameter_subclass_with_its_own_memory():
     optimizer = train(FusedRAdam([p], backend="cpu"), [[torch.randn(5)]] * 3)
     assert type(p) is Named
     assert optimizer.state[p]["step"] == 3
+
+
+def test_unused_strides_are_no_reason_to_move_moments():
+    p = torch.nn.Parameter(torch.randn(5).as_strided((1, 5), (77, 1)))
+    optimizer = FusedRAdam([p], backend="cpu")
+    held = []
+    for _ in range(3):
+        p.grad = torch.ones(1, 5)
+        optimizer.step()
+        optimizer.__setstate__({})  # plans anew
+        held.append(optimizer.state[p]["exp_avg"])
+    assert held[0] is held[1] is held[2]
+    assert optimizer.state[p]["step"] == 3

@@ -177,7 +177,9 @@ def _take_over_layout(param: Tensor, state: State, amsgrad: bool) -> None:
     if is_dense(param):
         for name in moment_names(amsgrad):
             moment = state[name]
-            if moment.shape == param.shape and moment.stride() != param.stride():
+            strides = zip(param.shape, param.stride(), moment.stride(), strict=False)
+            # The stride of a single element is never used.
+            if moment.shape == param.shape and any(n > 1 and a != b for n, a, b in strides):
                 moved = torch.empty_like(param, dtype=moment.dtype)
                 state[name] = moved.copy_(moment)
 
