@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, hyperparameters, rectification
+from . import backends, hyperparameters
 from .tensors import check_grad, check_param, check_state
 
 __all__ = ["radam_step_"]
@@ -113,12 +113,10 @@ def radam_step_(
     work = []
     for chosen, members in by_backend.items():
         aliases, states = zip(*members, strict=True)
-        for launch in chosen.launches(aliases, states, amsgrad):
-            counts = launch.refresh()
-            if counts is None:
-                raise RuntimeError("the tensors changed while the step was prepared")
-            due = [rectification.coefficients(int(t), **arguments) for t in counts]
-            work.append((launch, due))
+        prepared = backends.prepare(chosen.launches(aliases, states, amsgrad), arguments)
+        if prepared is None:
+            raise RuntimeError("the tensors changed while the step was prepared")
+        work += prepared
     for launch, due in work:
         launch.run(due)
     for step in state_steps:

@@ -338,21 +338,20 @@ class FusedRAdam(Optimizer):
         ]
         return _Plan(list(group["params"]), planned_options(group), launches, waiting)
 
-    def _refresh(self) -> list[tuple[dict[str, Any], backends.Launch, list[float]]] | None:
+    def _prepare(self) -> list[tuple[backends.Launch, list[rectification.Coefficients]]] | None:
         """What a step has to run; None where the plans no longer hold. Writes nothing."""
         if len(self._plans) != len(self.param_groups):
             return None
         if not same_objects(self.state, self._planned_states):
             return None
-        work = []
+        work: list[tuple[backends.Launch, list[rectification.Coefficients]]] = []
         for group, plan in zip(self.param_groups, self._plans, strict=True):
             if not plan.is_for(group):
                 return None
-            for launch in plan.launches:
-                counts = launch.refresh()
-                if counts is None:
-                    return None
-                work.append((group, launch, counts))
+            prepared = backends.prepare(plan.launches, coefficient_arguments(group))
+            if prepared is None:
+                return None
+            work += prepared
         return work
 
     @overload
@@ -388,21 +387,16 @@ class FusedRAdam(Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
         try:
-            work = self._refresh()
+            work = self._prepare()
             if work is None:
                 self._replan()
-                work = self._refresh()
+                work = self._prepare()
                 if work is None:
                     raise RuntimeError("the tensors changed while the step was prepared")
-            prepared = []
-            for group, launch, counts in work:
-                arguments = coefficient_arguments(group)
-                due = [rectification.coefficients(int(t), **arguments) for t in counts]
-                prepared.append((launch, due))
         except BaseException:
             self._forget_plans()  # they hold gradients
             raise
-        for launch, due in prepared:
+        for launch, due in work:
             launch.run(due)
 
     def rectification(self) -> list[Rectification]:

@@ -1,11 +1,15 @@
 """The engines and the choice between them."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor
 
+from ..rectification import Coefficients, coefficients
 from . import eager, native
 from .base import Backend, Launch, State
 
-__all__ = ["ABSENT", "BACKENDS", "Backend", "Launch", "State", "check_name", "select"]
+__all__ = ["ABSENT", "BACKENDS", "Backend", "Launch", "State", "check_name", "prepare", "select"]
 
 # In the order in which "auto" tries them.
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (native.CPU, eager.BACKEND)}
@@ -66,3 +70,24 @@ def select(name: str, param: Tensor, param_name: str, differentiable: bool) -> B
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot step {param_name}: {reason}")
     return BACKENDS[name]
+
+
+def prepare(
+    launches: Iterable[Launch], arguments: dict[str, Any]
+) -> list[tuple[Launch, list[Coefficients]]] | None:
+    """Refresh launches and compute what each is to run with; writes nothing.
+
+    Args:
+        launches: Those of one group.
+        arguments: The group's, for :func:`radam_fused.rectification.coefficients`.
+
+    Returns:
+        The launches with their coefficients, or None where one no longer fits its tensors.
+    """
+    prepared = []
+    for launch in launches:
+        counts = launch.refresh()
+        if counts is None:
+            return None
+        prepared.append((launch, [coefficients(int(t), **arguments) for t in counts]))
+    return prepared
