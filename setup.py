@@ -38,6 +38,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             # Named anew at each build: an earlier one's may have lain in a temporary folder.
             f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
+            f"-DRADAM_FUSED_CUDA={os.environ.get('RADAM_FUSED_CUDA', 'AUTO')}",
         ]
         subprocess.run(configure, check=True)
         subprocess.run([tools["cmake"], "--build", str(build), "--target", "_C"], check=True)

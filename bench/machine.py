@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from radam_fused.backends.native import instruction_sets
+from radam_fused.backends.cpu import instruction_sets
 
 
 def _processor() -> str:

@@ -1,40 +1,50 @@
-// The whole raw surface of radam_fused._C. Only radam_fused.backends calls it.
-#include <pybind11/pybind11.h>
+// The whole raw surface of radam_fused._C, the CUDA engine's apart. Only radam_fused.backends calls
+// it.
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include "cpu/step.h"
-#include "tensor_table.h"
 
 namespace py = pybind11;
 
+namespace radam {
 namespace {
 
 // Mirrors radam_fused.rectification.Coefficients, field by field.
-radam::StepCoefficients coefficients_from(const py::tuple& t) {
+StepCoefficients coefficients_from(const py::tuple& t) {
   if (t.size() != 9) throw std::invalid_argument("expected the nine coefficients of a step");
   const auto value = [&](std::size_t i) { return t[i].cast<double>(); };
   const int update = t[8].cast<int>();
   if (update < 0 || update > 2) throw std::invalid_argument("unknown kind of update");
   return {{value(0), value(1), value(2), value(3), value(4), value(5), value(6), value(7)},
-          static_cast<radam::Update>(update)};
+          static_cast<Update>(update)};
 }
 
-std::vector<radam::StepCoefficients> coefficients_for(const radam::TensorTable& table,
-                                                      const py::list& coefficients) {
+}  // namespace
+
+std::vector<StepCoefficients> coefficients_for(const TensorTable& table,
+                                               const py::list& coefficients) {
   if (coefficients.size() != table.coefficients_needed()) {
     throw std::invalid_argument("expected coefficients for every distinct step count");
   }
-  std::vector<radam::StepCoefficients> result;
+  std::vector<StepCoefficients> result;
   for (const py::handle& item : coefficients) {
     result.push_back(coefficients_from(item.cast<py::tuple>()));
   }
   return result;
 }
 
+}  // namespace radam
+
+namespace {
+
 void cpu_step(radam::TensorTable& table, const py::list& coefficients, int threads,
               const std::string& instruction_set) {
-  if (!table.on_cpu()) throw std::invalid_argument("cpu_step takes tensors in the CPU's memory");
-  const auto steps = coefficients_for(table, coefficients);
+  if (table.device().type != radam::dlpack::kCPU) {
+    throw std::invalid_argument("cpu_step takes tensors in the CPU's memory");
+  }
+  const auto steps = radam::coefficients_for(table, coefficients);
   {
     const py::gil_scoped_release release;
     radam::cpu::step(table.segments(), table.types(), steps, threads, instruction_set);
@@ -65,11 +75,13 @@ void make_collectable(PyHeapTypeObject* heap_type) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  py::class_<radam::TensorTable>(m, "TensorTable", py::custom_type_setup(make_collectable))
-      .def(py::init<py::list, py::list, py::object, bool>(), py::arg("params"), py::arg("states"),
-           py::arg("steps"), py::arg("amsgrad"))
-      .def("refresh", &radam::TensorTable::refresh)
+PYBIND11_MODULE(RADAM_MODULE, m) {
+  py::class_<radam::TensorTable>(m, "TensorTable", py::module_local(),
+                                 py::custom_type_setup(make_collectable))
+      .def(py::init<py::list, py::list, py::object, bool, py::object, std::int64_t, bool>(),
+           py::arg("params"), py::arg("states"), py::arg("steps"), py::arg("amsgrad"),
+           py::arg("flat") = py::none(), py::arg("chunk") = 1, py::arg("counts_on_device") = false)
+      .def("refresh", &radam::TensorTable::refresh, py::arg("merge_gaps"))
       .def_property_readonly("active", &radam::TensorTable::active)
       .def_property_readonly("active_is_unchanged", &radam::TensorTable::active_is_unchanged);
   m.def("connect", &radam::connect);
@@ -78,4 +90,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &radam::cpu::instruction_sets);
   m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("coefficients"), py::arg("threads"),
         py::arg("instruction_set"));
+#if defined(RADAM_CUDA)
+  radam::cuda::bind(m);
+#endif
+#if defined(RADAM_BIND_MORE)
+  radam::cuda::RADAM_BIND_MORE(m);
+#endif
 }

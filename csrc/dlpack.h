@@ -10,7 +10,7 @@ namespace radam::dlpack {
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 constexpr std::uint32_t kMajorVersion = 1;
 
-enum DeviceType : std::int32_t { kCPU = 1 };
+enum DeviceType : std::int32_t { kCPU = 1, kCUDA = 2 };
 enum TypeCode : std::uint8_t { kFloat = 2, kBFloat = 4, kComplex = 5 };
 
 struct Device {

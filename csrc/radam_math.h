@@ -1,9 +1,12 @@
-// The Rectified Adam update of one element (arXiv 1908.03265, Algorithm 2): the only C++ statement
-// of it, shared by every compiled engine. Each operation is rounded to nearest even, in this order;
-// translation units that include it are built without contraction into fused multiply-adds.
+// Rectified Adam (arXiv 1908.03265, Algorithm 2): the coefficients of a step and the update of one
+// element. The only C++ statement of either, shared by every compiled engine. Each operation is
+// rounded to nearest even, in this order; translation units that include it are built without
+// contraction into fused multiply-adds.
 #pragma once
 
 #include <math.h>
+
+#include <cstdint>
 
 #if defined(__CUDACC__)
 #define RADAM_INLINE __host__ __device__ __forceinline__
@@ -16,8 +19,9 @@ namespace radam {
 // What one step does to the parameter.
 enum class Update : int {
   none = 0,      // not rectified, no fallback: only the moments move
-  momentum = 1,  // not rectified: SGD with momentum
-  rectified = 2  // rectified adaptive step
+  momentum = 1,   // not rectified: SGD with momentum
+  rectified = 2,  // rectified adaptive step
+  skipped = 3     // nothing moves, the moments neither: a gradient overflowed
 };
 
 // The coefficients of one step, uniform over every element with the same step count.
@@ -65,6 +69,93 @@ RADAM_INLINE void update_element(T& param, T grad, T& exp_avg, T& exp_avg_sq, T&
   param = p;
   exp_avg = m;
   exp_avg_sq = v;
+}
+
+// Coefficients of a step before they are rounded to the arithmetic type.
+struct StepCoefficients {
+  Coefficients<double> values;
+  Update update;
+};
+
+// What the coefficients of a step are computed from, as radam_fused.rectification.coefficients()
+// names it.
+struct StepOptions {
+  double lr;
+  double beta1, beta2;
+  double eps;
+  double weight_decay;
+  double rectify_threshold;
+  double grad_scale;
+  bool decoupled_weight_decay;
+  bool maximize;
+  bool rectify;
+  bool degenerated_to_sgd;
+  bool eps_after_bias_correction;
+  bool absolute_weight_decay;
+  bool decay_skipped_steps;
+};
+
+namespace detail {
+struct Sums {
+  double total;     // of beta^k over k < count
+  double weighted;  // of (k + 1) beta^k
+};
+
+// By doubling, all terms positive: as _geometric() of radam_fused.rectification, operation by
+// operation.
+RADAM_INLINE Sums geometric(double beta, std::int64_t count) {
+  double n = 0, power = 1, total = 0, weighted = 0;
+  std::int64_t bit = 1;
+  while (bit <= count / 2) bit *= 2;
+  for (; bit > 0; bit /= 2) {
+    weighted += power * (n * total + weighted);
+    total += power * total;
+    power *= power;
+    n *= 2;
+    if (count & bit) {
+      total += power;
+      n += 1;
+      weighted += n * power;
+      power *= beta;
+    }
+  }
+  return {total, weighted};
+}
+}  // namespace detail
+
+// For an engine that counts its steps where the host cannot see them; the same bits as
+// radam_fused.rectification.coefficients(), whose docstring gives the sources.
+RADAM_INLINE StepCoefficients coefficients(std::int64_t step, const StepOptions& o) {
+  const detail::Sums sums = detail::geometric(o.beta2, step);
+  const double correction1 = (1.0 - o.beta1) * detail::geometric(o.beta1, step).total;
+  const double root_correction2 = detail::root((1.0 - o.beta2) * sums.total);
+
+  double r_t = 1.0;
+  if (o.rectify) {
+    const double limit = 2.0 / (1.0 - o.beta2) - 1.0;
+    double rho = 2.0 * sums.weighted / sums.total - 1.0;
+    rho = limit < rho ? limit : rho;
+    r_t = rho > o.rectify_threshold
+              ? detail::root((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho))
+              : 0.0;
+  }
+  Update update = Update::none;
+  double step_size = 0.0;
+  if (r_t > 0.0) {
+    update = Update::rectified;
+    step_size = o.lr * r_t * root_correction2 / correction1;
+  } else if (o.degenerated_to_sgd) {
+    update = Update::momentum;
+    step_size = o.lr / correction1;
+  }
+  double decay = 1.0;
+  if (o.decoupled_weight_decay && (update != Update::none || o.decay_skipped_steps)) {
+    decay = o.absolute_weight_decay ? 1.0 - o.weight_decay : 1.0 - o.lr * o.weight_decay;
+  }
+  return {{(o.maximize ? -1.0 : 1.0) / o.grad_scale,
+           o.decoupled_weight_decay ? 0.0 : o.weight_decay, decay, 1.0 - o.beta1, o.beta2,
+           1.0 - o.beta2, step_size, o.eps_after_bias_correction ? o.eps * root_correction2 : o.eps},
+          update};
 }
 
 }  // namespace radam

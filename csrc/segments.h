@@ -17,18 +17,12 @@ struct Segment {
   void* exp_avg_sq;
   void* max_exp_avg_sq;       // null without amsgrad
   std::int64_t numel;         // real scalars; a complex element counts twice
-  std::int64_t first;         // scalars in the segments before this one
-  std::int32_t coefficients;  // which coefficients of the launch apply
+  std::int64_t first;         // scalars before this one's, each segment padded to whole chunks
+  std::int64_t coefficients;  // which coefficients of the launch apply
 };
 
 struct SegmentTypes {
   DType param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq;
-};
-
-// Coefficients as the host computes them, once a step, in float64.
-struct StepCoefficients {
-  Coefficients<double> values;
-  Update update;
 };
 
 template <typename T>

@@ -147,8 +147,27 @@ bool TensorTable::matches(const dlpack::TensorView& view, const Row& row, Role r
   return true;
 }
 
-TensorTable::TensorTable(py::list params, py::list states, py::object steps, bool amsgrad)
-    : steps_(std::move(steps)), roles_(amsgrad ? kRoles : kMaxExpAvgSq) {
+Range contiguous_range(const py::handle& tensor, const std::string& what) {
+  dlpack::TensorView v{};
+  if (interned().api->view_from_object(tensor.ptr(), &v) != 0) throw py::error_already_set();
+  std::int64_t numel = 1;
+  for (std::int32_t d = v.ndim - 1; d >= 0; --d) {
+    if (v.shape[d] > 1 && v.strides[d] != numel) {
+      throw std::invalid_argument(what + " is not contiguous");
+    }
+    numel *= v.shape[d];
+  }
+  return {address(v), v.device, v.dtype, numel};
+}
+
+TensorTable::TensorTable(py::list params, py::list states, py::object steps, bool amsgrad,
+                         py::object flat, std::int64_t chunk, bool counts_on_device)
+    : steps_(std::move(steps)),
+      roles_(amsgrad ? kRoles : kMaxExpAvgSq),
+      chunk_(chunk),
+      counts_on_device_(counts_on_device),
+      is_flat_(!flat.is_none()) {
+  if (chunk < 1) throw std::invalid_argument("chunk must be positive");
   const std::size_t count = params.size();
   if (count == 0 || states.size() != count) {
     throw std::invalid_argument("expected as many states as parameters, at least one");
@@ -215,45 +234,112 @@ TensorTable::TensorTable(py::list params, py::list states, py::object steps, boo
   types_ = {resolved[kParam], resolved[kGrad], resolved[kExpAvg], resolved[kExpAvgSq],
             resolved[kMaxExpAvgSq]};
 
-  dlpack::TensorView v{};
-  if (interned().api->view_from_object(steps_.ptr(), &v) != 0) throw py::error_already_set();
-  if (v.device.type != dlpack::kCPU || v.ndim != 1 || v.dtype.code != dlpack::kFloat ||
-      (v.dtype.bits != 32 && v.dtype.bits != 64) ||
-      v.shape[0] != static_cast<std::int64_t>(count) || (count > 1 && v.strides[0] != 1)) {
-    throw std::invalid_argument("steps must be one contiguous CPU tensor of float32 or float64");
+  const Range counts = counters();
+  const bool in_place = counts_on_device_ ? same(counts.device, device_)
+                                          : counts.device.type == dlpack::kCPU;
+  if (!in_place || counts.dtype.code != dlpack::kFloat ||
+      (counts.dtype.bits != 32 && counts.dtype.bits != 64) ||
+      counts.numel != static_cast<std::int64_t>(count)) {
+    throw std::invalid_argument("steps must be one tensor of float32 or float64, on the CPU or, if "
+                                "counted there, on the device");
   }
-  steps_are_float64_ = v.dtype.bits == 64;
+  steps_are_float64_ = counts.dtype.bits == 64;
+
+  if (is_flat_) {
+    const py::list buffers = flat;
+    if (static_cast<int>(buffers.size()) != roles_) {
+      throw std::invalid_argument("expected a flat buffer for every role");
+    }
+    for (int r = kParam; r < roles_; ++r) flat_[r] = buffers[r];
+    place_in_flat_buffers();
+  }
 
   grads_.resize(count);
   segments_.reserve(count);
   active_.reserve(count);
 }
 
-std::int32_t TensorTable::coefficients_for(double step) {
-  if (due_.empty() || due_.back() != step) {
-    const auto known = std::find(due_.begin(), due_.end(), step);
-    if (known != due_.end()) return static_cast<std::int32_t>(known - due_.begin());
-    due_.push_back(step);
-  }
-  return static_cast<std::int32_t>(due_.size() - 1);
+Range TensorTable::counters() const {
+  return contiguous_range(steps_, "steps");
 }
 
-std::optional<std::vector<double>> TensorTable::refresh() {
+int TensorTable::scalar_bytes(int role) const {
+  return dtypes_[role].bits / 8 / (is_complex(dtypes_[role]) ? 2 : 1);
+}
+
+// Finds every parameter and moment at one and the same offset in its flat buffer.
+void TensorTable::place_in_flat_buffers() {
+  for (int r = kParam; r < roles_; ++r) {
+    const std::string what = std::string("the flat buffer of ") + kNames[r];
+    if (r == kGrad && flat_[r].is_none()) continue;
+    const Range buffer = contiguous_range(flat_[r], what);
+    if (!same(buffer.device, device_) || !same(buffer.dtype, dtypes_[r])) {
+      throw std::invalid_argument(what + " differs in device or dtype");
+    }
+    const std::int64_t scalars = buffer.numel * (is_complex(buffer.dtype) ? 2 : 1);
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+      Row& row = rows_[i];
+      if (row.numel == 0 || r == kGrad) continue;  // a gradient may lie anywhere
+      dlpack::TensorView v{};
+      if (!view(row, static_cast<Role>(r), v)) throw std::invalid_argument(what);
+      const auto bytes = static_cast<char*>(address(v)) - static_cast<char*>(buffer.address);
+      if (r == kParam) row.offset = bytes / scalar_bytes(r);
+      if (bytes != row.offset * scalar_bytes(r) || bytes < 0 ||
+          row.offset + row.numel > scalars) {
+        throw std::invalid_argument(std::string(kNames[r]) + " " + std::to_string(i) +
+                                    " does not lie in its flat buffer");
+      }
+    }
+  }
+}
+
+// Whether a segment of flat buffers begins where the last one ends, so that both are one range.
+bool TensorTable::extends_last(const Row& row, const Segment& segment, bool merge_gaps) const {
+  if (segments_.empty()) return false;
+  const Segment& last = segments_.back();
+  const auto ahead = [&](int role, const void* from, const void* to) {
+    return (static_cast<const char*>(to) - static_cast<const char*>(from)) / scalar_bytes(role);
+  };
+  const std::int64_t distance = ahead(kParam, last.param, segment.param);
+  if (last.coefficients != segment.coefficients || distance < last.numel) return false;
+  const auto* const grad = static_cast<const char*>(segment.grad);
+  if (grad != static_cast<const char*>(last.grad) + distance * scalar_bytes(kGrad)) return false;
+  if (distance == last.numel) return true;
+  // What lies between is padding of ours only where the gradient's buffer is ours as well.
+  return merge_gaps && flat_at_[kGrad] != nullptr &&
+         grad == flat_at_[kGrad] + row.offset * scalar_bytes(kGrad);
+}
+
+std::int64_t TensorTable::coefficients_for(double step) {
+  if (due_.empty() || due_.back() != step) {
+    const auto known = std::find(due_.begin(), due_.end(), step);
+    if (known != due_.end()) return known - due_.begin();
+    due_.push_back(step);
+  }
+  return static_cast<std::int64_t>(due_.size()) - 1;
+}
+
+std::optional<std::vector<double>> TensorTable::refresh(bool merge_gaps) {
   std::swap(active_, previously_active_);
   segments_.clear();
   active_.clear();
   due_.clear();
 
-  dlpack::TensorView steps{};
-  if (interned().api->view_from_object(steps_.ptr(), &steps) != 0) throw py::error_already_set();
-  const void* counters = address(steps);
+  const void* const counts = counters().address;
+  if (is_flat_) {
+    for (int r = kParam; r < roles_; ++r) {
+      if (flat_[r].is_none()) continue;
+      flat_at_[r] = static_cast<char*>(contiguous_range(flat_[r], kNames[r]).address);
+    }
+  }
+  const int read = is_flat_ ? kExpAvg : roles_;  // the roles whose tensors are read anew
 
   std::int64_t first = 0;
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     if (i + kAhead < rows_.size()) {
       const Row& ahead = rows_[i + kAhead];
       for (int r = kParam; r <= kGrad; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 5, 6);
-      for (int r = kExpAvg; r < roles_; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 1, 2);
+      for (int r = kExpAvg; r < read; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 1, 2);
       __builtin_prefetch(ahead.state);
     }
     Row& row = rows_[i];
@@ -262,34 +348,52 @@ std::optional<std::vector<double>> TensorTable::refresh() {
     if (grads_[i].is_none()) continue;
     if (!state_is_current(row)) return std::nullopt;
     void* at[kRoles] = {};
-    for (int r = kParam; r < roles_; ++r) {
+    for (int r = kParam; r < read; ++r) {
       const Role role = static_cast<Role>(r);
       dlpack::TensorView v{};
       if (!view(row, role, v) || !matches(v, row, role)) return std::nullopt;
       at[r] = address(v);
       row.hints[r] = v.shape;
     }
-    // Counted in the counter's own precision, as torch counts.
-    const double step = steps_are_float64_ ? static_cast<const double*>(counters)[i] + 1.0
-                                           : static_cast<const float*>(counters)[i] + 1.0f;
-    const std::int32_t coefficients = coefficients_for(step);
+    if (is_flat_ && row.numel > 0) {
+      const auto place = [&](int r) { return flat_at_[r] + row.offset * scalar_bytes(r); };
+      if (at[kParam] != place(kParam)) return std::nullopt;
+      for (int r = kExpAvg; r < roles_; ++r) at[r] = place(r);
+    }
+    std::int64_t coefficients = static_cast<std::int64_t>(i);
+    if (!counts_on_device_) {
+      // Counted in the counter's own precision, as torch counts.
+      coefficients = coefficients_for(steps_are_float64_
+                                          ? static_cast<const double*>(counts)[i] + 1.0
+                                          : static_cast<const float*>(counts)[i] + 1.0f);
+    }
     active_.push_back(i);
-    if (row.numel == 0) continue;
-    segments_.push_back({at[kParam], at[kGrad], at[kExpAvg], at[kExpAvgSq], at[kMaxExpAvgSq],
-                         row.numel, first, coefficients});
-    first += row.numel;
+    // The device counts also the steps of a parameter without elements.
+    if (row.numel == 0 && !counts_on_device_) continue;
+    const Segment segment{at[kParam],          at[kGrad],  at[kExpAvg], at[kExpAvgSq],
+                          at[kMaxExpAvgSq],    row.numel,  first,       coefficients};
+    if (is_flat_ && extends_last(row, segment, merge_gaps)) {
+      Segment& last = segments_.back();
+      last.numel = row.numel + (static_cast<char*>(segment.param) - static_cast<char*>(last.param)) /
+                                   scalar_bytes(kParam);
+      first = last.first + padded(last.numel);
+    } else {
+      segments_.push_back(segment);
+      first += padded(row.numel);
+    }
   }
   return due_;
 }
 
 void TensorTable::finish() {
-  dlpack::TensorView steps{};
-  if (interned().api->view_from_object(steps_.ptr(), &steps) != 0) throw py::error_already_set();
-  for (const std::size_t i : active_) {
-    if (steps_are_float64_) {
-      static_cast<double*>(address(steps))[i] += 1;
-    } else {
-      static_cast<float*>(address(steps))[i] += 1;
+  if (!counts_on_device_) {
+    void* const counts = counters().address;
+    for (const std::size_t i : active_) {
+      if (steps_are_float64_) {
+        static_cast<double*>(counts)[i] += 1;
+      } else {
+        static_cast<float*>(counts)[i] += 1;
+      }
     }
   }
   for (std::size_t i = 0; i < grads_.size(); ++i) {
@@ -303,6 +407,7 @@ int TensorTable::traverse(visitproc visit, void* arg) const {
   for (const py::object& object : kept_) Py_VISIT(object.ptr());
   for (const py::object& grad : grads_) Py_VISIT(grad.ptr());
   Py_VISIT(steps_.ptr());
+  for (const py::object& buffer : flat_) Py_VISIT(buffer.ptr());
   return 0;
 }
 
@@ -313,6 +418,7 @@ void TensorTable::clear() {
   grads_.clear();
   kept_.clear();
   steps_ = py::none();
+  for (py::object& buffer : flat_) buffer = py::none();
 }
 
 void connect() {

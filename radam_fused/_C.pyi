@@ -9,9 +9,16 @@ from .rectification import Coefficients
 
 class TensorTable:
     def __init__(
-        self, params: list[Tensor], states: list[dict[str, Any]], steps: Tensor, amsgrad: bool
+        self,
+        params: list[Tensor],
+        states: list[dict[str, Any]],
+        steps: Tensor,
+        amsgrad: bool,
+        flat: list[Tensor | None] | None = None,
+        chunk: int = 1,
+        counts_on_device: bool = False,
     ) -> None: ...
-    def refresh(self) -> list[float] | None: ...
+    def refresh(self, merge_gaps: bool) -> list[float] | None: ...
     @property
     def active(self) -> list[int]: ...
     @property
@@ -24,3 +31,34 @@ def instruction_sets() -> list[str]: ...
 def cpu_step(
     table: TensorTable, coefficients: Sequence[Coefficients], threads: int, instruction_set: str
 ) -> None: ...
+
+# Only where the extension was built with CUDA.
+cuda_architectures: str
+cuda_chunk: int
+
+def cuda_unusable(device: int) -> str | None: ...
+def cuda_workspace_bytes(rows: int) -> int: ...
+
+class Capture:
+    @property
+    def is_alive(self) -> bool: ...
+
+class CudaLaunch:
+    def __init__(self) -> None: ...
+    def step(
+        self,
+        table: TensorTable,
+        workspace: Tensor,
+        stream: int,
+        coefficients: Sequence[Coefficients],
+    ) -> None: ...
+    def counting_step(
+        self,
+        table: TensorTable,
+        workspace: Tensor,
+        stream: int,
+        options: dict[str, Any],
+        lr: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> Capture | None: ...

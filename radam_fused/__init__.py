@@ -1,6 +1,7 @@
 """Rectified Adam for PyTorch in one fused pass."""
 
 from . import rectification
+from .flat import FlatBuffers
 from .functional import radam_step_
 from .optimizer import FusedRAdam, Rectification
 from .presets import PRESETS
@@ -8,6 +9,7 @@ from .version import __version__
 
 __all__ = [
     "PRESETS",
+    "FlatBuffers",
     "FusedRAdam",
     "Rectification",
     "__version__",

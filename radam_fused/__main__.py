@@ -5,7 +5,8 @@ import platform
 import torch
 
 from . import __version__, backends
-from .backends.native import instruction_sets
+from .backends.cpu import instruction_sets
+from .backends.cuda import architectures
 
 
 def main() -> None:
@@ -17,9 +18,11 @@ def main() -> None:
     available = instruction_sets()
     chosen = f"{available[0]} (of {', '.join(available)})" if available else "none"
     print(f"  instruction set  {chosen}")
+    print(f"  CUDA             {architectures() or 'not built'}")
     print("backends, in the order in which backend='auto' tries them")
-    reasons = {**backends.ABSENT, **{b.name: b.unavailable() for b in backends.BACKENDS.values()}}
-    for name, reason in reasons.items():
+    reasons = {b.name: b.unavailable() for b in backends.BACKENDS.values()} | backends.ABSENT
+    for name in backends.NAMES:
+        reason = reasons[name]
         print(f"  {name:<8} {'usable' if reason is None else 'not usable: ' + reason}")
 
 

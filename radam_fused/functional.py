@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends, hyperparameters
+from .inputs import StepInputs
 from .tensors import check_grad, check_param, check_state
 
 __all__ = ["radam_step_"]
@@ -58,7 +59,7 @@ def radam_step_(
         eps_after_bias_correction: Place of eps.
         absolute_weight_decay: Decoupled decay whatever the learning rate.
         decay_skipped_steps: Decoupled decay also where no step is taken.
-        backend: "auto", "cpu" or "eager".
+        backend: "auto", "cuda", "cpu" or "eager".
 
     Raises:
         ValueError: An argument is out of range, or a tensor does not fit its parameter.
@@ -106,18 +107,18 @@ def radam_step_(
         alias = param.detach()
         alias.grad_dtype = None  # any floating dtype
         alias.grad = grad
-        chosen = backends.select(backend, param, name, False)
+        chosen = backends.select(backend, param, name, False, False)
         by_backend.setdefault(chosen, []).append((alias, {**state, "step": state["step"].clone()}))
 
-    arguments = hyperparameters.coefficient_arguments(group)
+    inputs = StepInputs(group)
     work = []
     for chosen, members in by_backend.items():
         aliases, states = zip(*members, strict=True)
-        prepared = backends.prepare(chosen.launches(aliases, states, amsgrad), arguments)
-        if prepared is None:
-            raise RuntimeError("the tensors changed while the step was prepared")
-        work += prepared
-    for launch, due in work:
-        launch.run(due)
+        for launch in chosen.launches(aliases, states, backends.Setup(amsgrad)):
+            if not launch.refresh(inputs):
+                raise RuntimeError("the tensors changed while the step was prepared")
+            work.append(launch)
+    for launch in work:
+        launch.run()
     for step in state_steps:
         step += 1

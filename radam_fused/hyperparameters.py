@@ -62,7 +62,6 @@ def check(group: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: A value is out of range.
-        RuntimeError: ``capturable`` is set.
     """
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
     beta1, beta2 = group["betas"]
@@ -98,18 +97,12 @@ def check_own(group: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: An option of ours is out of range.
-        RuntimeError: ``capturable`` is set.
     """
     threshold = option(group, "rectify_threshold")
     if not threshold >= 4.0:
         raise ValueError(f"Invalid rectify_threshold value: {threshold}")
     if option(group, "absolute_weight_decay") and not group["decoupled_weight_decay"]:
         raise ValueError("absolute_weight_decay=True requires decoupled_weight_decay=True")
-    if group["capturable"]:
-        raise RuntimeError(
-            "capturable=True requires an engine that counts its steps on the device; "
-            "this release has none"
-        )
 
 
 def warn_if_never_rectified(group: Mapping[str, Any]) -> None:

@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends, hyperparameters, rectification
-from .backends.native import any_gradient, same_objects
+from .backends.extension import any_gradient, same_objects
+from .capture import CapturedGroup, Captures
+from .flat import FlatBuffers
 from .hyperparameters import OWN_DEFAULTS, coefficient_arguments, option, planned_options
+from .inputs import StepInputs
 from .tensors import (
     MOMENTS,
     arithmetic_dtype,
@@ -18,6 +21,7 @@ from .tensors import (
     check_param,
     check_state,
     counter_dtype,
+    moment_names,
     new_states,
 )
 
@@ -49,10 +53,12 @@ class _Plan(NamedTuple):
     options: tuple[Any, ...]
     launches: list[backends.Launch]
     waiting: list[Tensor]  # parameters that have had no gradient yet
+    counts_on_device: bool
 
-    def is_for(self, group: dict[str, Any]) -> bool:
+    def is_for(self, group: dict[str, Any], is_scaled: bool) -> bool:
         return (
             self.options == planned_options(group)
+            and (self.counts_on_device or not is_scaled)
             and same_objects(group["params"], self.params)
             and not any_gradient(self.waiting)
         )
@@ -62,6 +68,10 @@ class _Plan(NamedTuple):
 _check_graph_capture: Callable[[Optimizer], None] = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 class FusedRAdam(Optimizer):
@@ -98,7 +108,9 @@ class FusedRAdam(Optimizer):
             instead of adding ``weight_decay`` times the parameter to the gradient (L2).
         foreach: Accepted for torch's sake and ignored.
         maximize: Ascend instead of descend.
-        capturable: Not served by this release; True raises.
+        capturable: Count the steps on the device, so that a CUDA graph can capture a step. What
+            may change between replays is the gradients and, as a tensor on the device, the
+            learning rate; while the graph exists, changing anything that it has baked in raises.
         differentiable: Let autograd record the step; runs the eager backend.
         amsgrad: Divide by the root of the running maximum of the second moment (arXiv 1904.09237),
             kept as ``max_exp_avg_sq``.
@@ -113,12 +125,19 @@ class FusedRAdam(Optimizer):
         moments_in_param_dtype: Keep the moments of bfloat16 and float16 parameters in their dtype,
             as torch does. By default they are float32: at ``betas[1]=0.999`` a bfloat16 second
             moment can no longer decay. :meth:`load_state_dict` keeps the dtype they were saved in.
-        backend: "auto", or the name of the one that has to serve: "cpu" or "eager".
+        flatten: Move the parameters of each group, and their moments, into contiguous buffers
+            (:class:`FlatBuffers`, kept as ``flat_buffers``). Gradients stay where autograd puts
+            them, unless ``flat_buffers[i].flatten_gradients()`` is called.
+        backend: "auto", or the name of the one that has to serve: "cuda", "cpu" or "eager".
 
     State (under torch's keys, for each parameter): ``step``, a 0-d float32 tensor on the CPU
-    (float64 where that is the default dtype); ``exp_avg``, ``exp_avg_sq`` and with amsgrad
+    (float64 where that is the default dtype), on the parameter's device if capturable or once a
+    gradient scaler has stepped it on a GPU; ``exp_avg``, ``exp_avg_sq`` and with amsgrad
     ``max_exp_avg_sq``, tensors of the parameter's shape and device. Counters, and the moments of
     small parameters, are views of common tensors.
+
+    With :class:`torch.amp.GradScaler` the step itself divides by the scale, reading the gradients
+    only, and on overflow moves nothing, without waiting for the device.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or there is no such backend.
@@ -136,6 +155,11 @@ class FusedRAdam(Optimizer):
     """
 
     backend: str
+    flatten: bool
+    flat_buffers: list[FlatBuffers]
+
+    # What torch.amp.GradScaler looks for before it sets grad_scale and found_inf.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -158,6 +182,7 @@ class FusedRAdam(Optimizer):
         absolute_weight_decay: bool = False,
         decay_skipped_steps: bool = True,
         moments_in_param_dtype: bool = False,
+        flatten: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults: dict[str, Any] = {
@@ -185,6 +210,8 @@ class FusedRAdam(Optimizer):
         backends.check_name(backend)
         hyperparameters.check(defaults)  # also where there is no group yet
         self.backend = backend
+        self.flatten = flatten
+        self.flat_buffers = []
         self._reset()
         super().__init__(params, defaults)
 
@@ -198,6 +225,7 @@ class FusedRAdam(Optimizer):
         """Make anew what neither a copy nor a pickle takes along."""
         self._forget_plans()
         self._lock = threading.Lock()  # one thread steps at a time
+        self._captures = Captures()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as :meth:`torch.optim.Optimizer.add_param_group`.
@@ -208,8 +236,10 @@ class FusedRAdam(Optimizer):
         Raises:
             ValueError: An option is out of range.
             TypeError: A parameter has an unsupported dtype.
-            RuntimeError: The backend asked for cannot step a parameter.
+            RuntimeError: The backend asked for cannot step a parameter, or a CUDA graph exists that
+                a step was captured into.
         """
+        self._captures.forbid("a parameter group was added")
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         group = self.param_groups[index]
@@ -220,11 +250,22 @@ class FusedRAdam(Optimizer):
             hyperparameters.check(group)
             for param, name in self._named(index):
                 check_param(param, name)
-                backends.select(self.backend, param, name, group["differentiable"])
+                self._select(group, param, name)
+            if self.flatten:
+                self._flatten(index)
         except BaseException:
             self.param_groups.pop()
             raise
         hyperparameters.warn_if_never_rectified(group)
+
+    def _select(self, group: dict[str, Any], param: Tensor, name: str) -> backends.Backend:
+        return backends.select(
+            self.backend, param, name, group["differentiable"], group["capturable"]
+        )
+
+    def _flatten(self, index: int) -> None:
+        named = [(name, param) for param, name in self._named(index)]
+        self.flat_buffers.append(FlatBuffers(named))
 
     def _named(self, index: int) -> Iterable[tuple[Tensor, str]]:
         """Every parameter of a group with the name that errors call it by."""
@@ -235,12 +276,22 @@ class FusedRAdam(Optimizer):
         return zip(group["params"], names, strict=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "backend": self.backend}
+        return {
+            **super().__getstate__(),
+            "backend": self.backend,
+            "flatten": self.flatten,
+            "flat_gradients": [
+                any(buffer.grad is not None for buffer in flat.buffers)
+                for flat in self.flat_buffers
+            ],
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         previous = self.__dict__.get("param_groups", [])
+        flat_gradients = state.pop("flat_gradients", None)
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
+        self.__dict__.setdefault("flatten", False)
         self._reset()
         for index, group in enumerate(self.param_groups):
             for name in ("maximize", "capturable", "differentiable", "decoupled_weight_decay"):
@@ -254,10 +305,18 @@ class FusedRAdam(Optimizer):
             for param in group["params"]:
                 if self.state.get(param):
                     count = float(self.state[param]["step"])
-                    step = torch.tensor(count, dtype=counter_dtype(), device="cpu")
+                    device = param.device if group["capturable"] else torch.device("cpu")
+                    step = torch.tensor(count, dtype=counter_dtype(), device=device)
                     self.state[param]["step"] = step
         if self._loading is not None:
             self._restore_moment_dtypes(self._loading)
+        if flat_gradients is not None:
+            # A copy: its parameters lie where copying has put them.
+            self.flat_buffers = []
+            for index, has_gradients in enumerate(flat_gradients):
+                self._flatten(index)
+                if has_gradients:
+                    self.flat_buffers[index].flatten_gradients()
 
     def _restore_moment_dtypes(self, state_dict: StateDict) -> None:
         """Undo torch's cast of 16-bit parameters' moments to their parameter's dtype."""
@@ -281,7 +340,11 @@ class FusedRAdam(Optimizer):
 
         Args:
             state_dict: What :meth:`state_dict` returned.
+
+        Raises:
+            RuntimeError: A CUDA graph exists that a step was captured into.
         """
+        self._captures.forbid("a state_dict was loaded")
 
         def keep(_: Optimizer, final: StateDict) -> None:
             self._loading = final
@@ -294,8 +357,34 @@ class FusedRAdam(Optimizer):
             handle.remove()
             self._loading = None
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as :meth:`torch.optim.Optimizer.zero_grad`.
+
+        Args:
+            set_to_none: Set them to None instead of to zero. Gradients in flat buffers are zeroed
+                either way, as that keeps them there.
+        """
+        super().zero_grad(set_to_none)
+        for flat in self.flat_buffers:
+            flat.zero_gradients()
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether a gradient scaler has left word for the step that is due."""
+        return getattr(self, "grad_scale", None) is not None or (
+            getattr(self, "found_inf", None) is not None
+        )
+
     def _replan(self) -> None:
         """Check every gradient and every state, then make new launches for every group."""
+        self._captures.forbid("tensors or options of the optimizer have changed")
+        if any(group["capturable"] for group in self.param_groups) and _is_capturing():
+            raise RuntimeError(
+                "the first step, and the first after a change, makes tensors that a replay would "
+                "make anew: take one step before the capture"
+            )
+        for flat in self.flat_buffers:
+            flat.check()
         for index, group in enumerate(self.param_groups):
             hyperparameters.check_own(group)
             for param, name in self._named(index):
@@ -304,14 +393,14 @@ class FusedRAdam(Optimizer):
                     check_grad(param, param.grad, name)
                     if self.state.get(param):
                         check_state(param, self.state[param], name)
-                    backends.select(self.backend, param, name, group["differentiable"])
+                    self._select(group, param, name)
         self._forget_plans()
         self._plans = [self._plan(index) for index in range(len(self.param_groups))]
         self._planned_states = list(self.state.values())
 
     def _plan(self, index: int) -> _Plan:
         group = self.param_groups[index]
-        amsgrad, differentiable = option(group, "amsgrad"), group["differentiable"]
+        amsgrad = option(group, "amsgrad")
         waiting, without_state = [], []
         by_backend: dict[backends.Backend, list[Tensor]] = {}
         for param, name in self._named(index):
@@ -320,38 +409,54 @@ class FusedRAdam(Optimizer):
                     waiting.append(param)
                     continue
                 without_state.append(param)
-            backend = backends.select(self.backend, param, name, differentiable)
+            backend = self._select(group, param, name)
             by_backend.setdefault(backend, []).append(param)
         in_param_dtype = option(group, "moments_in_param_dtype")
         states = new_states(without_state, amsgrad, in_param_dtype)
         for param, state in zip(without_state, states, strict=True):
             self.state[param] |= state
-        for params in by_backend.values():
-            for param in params:
-                if amsgrad and "max_exp_avg_sq" not in self.state[param]:
-                    maximum = torch.zeros_like(self.state[param]["exp_avg_sq"])
-                    self.state[param]["max_exp_avg_sq"] = maximum
+        planned = [param for params in by_backend.values() for param in params]
+        for param in planned:
+            if amsgrad and "max_exp_avg_sq" not in self.state[param]:
+                maximum = torch.zeros_like(self.state[param]["exp_avg_sq"])
+                self.state[param]["max_exp_avg_sq"] = maximum
+        flat = self.flat_buffers[index] if self.flatten else None
+        if flat is not None:
+            flat.take_over([(param, self.state[param]) for param in planned], moment_names(amsgrad))
+        # A scaler's verdict stays on the device, so what it decides has to be counted there; the
+        # counters stay there afterwards.
+        counts_on_device = (
+            group["capturable"]
+            or self._is_scaled
+            or any(self.state[param]["step"].device.type != "cpu" for param in planned)
+        )
+        setup = backends.Setup(amsgrad, counts_on_device, flat)
         launches = [
             launch
             for backend, params in by_backend.items()
-            for launch in backend.launches(params, [self.state[p] for p in params], amsgrad)
+            for launch in backend.launches(params, [self.state[p] for p in params], setup)
         ]
-        return _Plan(list(group["params"]), planned_options(group), launches, waiting)
+        options = planned_options(group)
+        return _Plan(list(group["params"]), options, launches, waiting, counts_on_device)
 
-    def _prepare(self) -> list[tuple[backends.Launch, list[rectification.Coefficients]]] | None:
+    def _prepare(self) -> list[backends.Launch] | None:
         """What a step has to run; None where the plans no longer hold. Writes nothing."""
         if len(self._plans) != len(self.param_groups):
             return None
         if not same_objects(self.state, self._planned_states):
             return None
-        work: list[tuple[backends.Launch, list[rectification.Coefficients]]] = []
+        is_scaled = self._is_scaled
+        work = []
         for group, plan in zip(self.param_groups, self._plans, strict=True):
-            if not plan.is_for(group):
+            if not plan.is_for(group, is_scaled):
                 return None
-            prepared = backends.prepare(plan.launches, coefficient_arguments(group))
-            if prepared is None:
-                return None
-            work += prepared
+            inputs = StepInputs(
+                group, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+            )
+            for launch in plan.launches:
+                if not launch.refresh(inputs):
+                    return None
+                work.append(launch)
         return work
 
     @overload
@@ -396,8 +501,17 @@ class FusedRAdam(Optimizer):
         except BaseException:
             self._forget_plans()  # they hold gradients
             raise
-        for launch, due in work:
-            launch.run(due)
+        if self._captures:
+            self._captures.check_gradients(self._have_gradients())
+        graphs = [graph for graph in [launch.run() for launch in work] if graph is not None]
+        if graphs:
+            self._captures.add(graphs, work, self._have_gradients())
+            for index, group in enumerate(self.param_groups):
+                if not isinstance(group, CapturedGroup):
+                    self.param_groups[index] = CapturedGroup(group, self._captures)
+
+    def _have_gradients(self) -> list[bool]:
+        return [p.grad is not None for group in self.param_groups for p in group["params"]]
 
     def rectification(self) -> list[Rectification]:
         """Where each parameter group stands, for loggers; one entry a group."""

@@ -25,7 +25,7 @@ class Coefficients(NamedTuple):
     """The numbers that one step needs, uniform over all parameters with the same step count.
 
     Attributes:
-        grad_mul: Factor on the gradient: -1 to maximize.
+        grad_mul: Factor on the gradient: -1 to maximize, over the gradient's scale.
         l2: Weight of the parameter in the gradient (L2 decay), 0 for none.
         decay: Factor on the parameter (decoupled decay), 1 for none.
         one_minus_beta1: Weight of the gradient in ``exp_avg``.
@@ -135,6 +135,7 @@ def coefficients(
     eps_after_bias_correction: bool,
     absolute_weight_decay: bool,
     decay_skipped_steps: bool,
+    grad_scale: float = 1.0,
 ) -> Coefficients:
     """Coefficients of step number ``step`` (arXiv 1908.03265, Algorithm 2).
 
@@ -152,6 +153,7 @@ def coefficients(
         eps_after_bias_correction: Add eps to the root of the corrected second moment.
         absolute_weight_decay: Decoupled decay by ``1 - weight_decay``, whatever the learning rate.
         decay_skipped_steps: Apply decoupled decay also where the parameter takes no step.
+        grad_scale: Factor by which the gradients are too large (that of a gradient scaler).
     """
     beta1, beta2 = betas
     correction1 = _bias_correction(beta1, step)
@@ -170,7 +172,7 @@ def coefficients(
         decay = 1.0 - weight_decay if absolute_weight_decay else 1.0 - lr * weight_decay
 
     return Coefficients(
-        grad_mul=-1.0 if maximize else 1.0,
+        grad_mul=(-1.0 if maximize else 1.0) / grad_scale,
         l2=0.0 if decoupled_weight_decay else weight_decay,
         decay=decay,
         one_minus_beta1=1.0 - beta1,

@@ -147,10 +147,19 @@ def is_dense(tensor: Tensor) -> bool:
     return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 
 
-def gather_counters(states: Iterable[dict[str, Any]]) -> Tensor:
-    """Move the step counters of several states into one tensor, each state keeping its view."""
+def gather_counters(states: Iterable[dict[str, Any]], device: torch.device) -> Tensor:
+    """Move the step counters of several states into one tensor, each state keeping its view.
+
+    Args:
+        states: The states.
+        device: Where the steps are counted. Counters that are there already are not waited for.
+    """
     states = list(states)
-    counters = torch.tensor([float(s["step"]) for s in states], dtype=counter_dtype(), device="cpu")
+    steps, dtype = [state["step"] for state in states], counter_dtype()
+    if device.type != "cpu" and all(step.device == device for step in steps):
+        counters = torch.stack([step.to(dtype).reshape(()) for step in steps])
+    else:
+        counters = torch.tensor([float(step) for step in steps], dtype=dtype, device=device)
     for state, counter in zip(states, counters.unbind(), strict=True):
         state["step"] = counter
     return counters

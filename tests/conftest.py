@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from radam_fused.backends.native import CpuLaunch, instruction_sets
+from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

@@ -121,7 +121,9 @@ def train(optimizer, steps):
 
 def is_direct(optimizer):
     """Whether the kernel works on the tensors themselves, not on copies."""
-    return all(not launch._staged for plan in optimizer._plans for launch in plan.launches)
+    return all(
+        not launch._table._bucket.staged for plan in optimizer._plans for launch in plan.launches
+    )
 
 
 def fused(params, **options):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
-from radam_fused.backends import native
+from radam_fused.backends import cpu, extension
 
 from .helpers import gradients, parameters, train
 
@@ -60,7 +60,7 @@ def test_a_wrapper_subclass_is_never_addressed():
 
 
 def test_without_the_extension_auto_runs_eager_and_cpu_says_why(monkeypatch):
-    monkeypatch.setattr(native, "_why_not", "the extension does not load: no such file")
+    monkeypatch.setattr(extension, "why_not", "the extension does not load: no such file")
     with pytest.raises(RuntimeError, match="'cpu' is not available: the extension does not load"):
         FusedRAdam(parameters((3,)), backend="cpu")
     params = parameters((3,))
@@ -79,7 +79,7 @@ def test_report():
     assert "cuda     not usable: this release has no CUDA engine" in report
     assert "cpu      usable" in report
     assert torch.__version__ in report
-    assert native.instruction_sets()[0] in report
+    assert cpu.instruction_sets()[0] in report
 
 
 def test_the_extension_shares_torch_s_threads():

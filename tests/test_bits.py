@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radam_fused import FusedRAdam
-from radam_fused.backends.native import CpuLaunch, instruction_sets
+from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 from radam_fused.rounding import root
 
 from .helpers import (

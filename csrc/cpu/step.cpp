@@ -110,6 +110,8 @@ Loop<T> choose(Update update) {
       return loop<Update::momentum, l2, amsgrad, T>;
     case Update::rectified:
       return loop<Update::rectified, l2, amsgrad, T>;
+    case Update::skipped:
+      break;  // only a device's own prologue says so
   }
   return nullptr;
 }

@@ -1,24 +1,32 @@
 """The engines and the choice between them."""
 
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor
 
-from ..rectification import Coefficients, coefficients
-from . import eager, native
-from .base import Backend, Launch, State
+from . import cpu, cuda, eager
+from .base import Backend, Graph, Launch, Setup, State
 
-__all__ = ["ABSENT", "BACKENDS", "Backend", "Launch", "State", "check_name", "prepare", "select"]
+__all__ = [
+    "ABSENT",
+    "BACKENDS",
+    "NAMES",
+    "Backend",
+    "Graph",
+    "Launch",
+    "Setup",
+    "State",
+    "check_name",
+    "select",
+]
 
 # In the order in which "auto" tries them.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (native.CPU, eager.BACKEND)}
+NAMES = ("cuda", "triton", "cpu", "eager")
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (cuda.BACKEND, cpu.BACKEND, eager.BACKEND)
+}
 
 # Names that are settled but that this release does not serve.
-ABSENT: dict[str, str] = {
-    "cuda": "this release has no CUDA engine",
-    "triton": "this release has no Triton engine",
-}
+ABSENT: dict[str, str] = {"triton": "this release has no Triton engine"}
 
 
 def check_name(name: str) -> None:
@@ -35,13 +43,24 @@ def check_name(name: str) -> None:
     elif name in ABSENT:
         reason = ABSENT[name]
     else:
-        known = ", ".join(("auto", *ABSENT, *BACKENDS))
+        known = ", ".join(("auto", *NAMES))
         raise ValueError(f"Invalid backend: {name!r}, expected one of {known}")
     if reason is not None:
         raise RuntimeError(f"backend={name!r} is not available: {reason}")
 
 
-def select(name: str, param: Tensor, param_name: str, differentiable: bool) -> Backend:
+def _obstacle(backend: Backend, param: Tensor, differentiable: bool, capturable: bool) -> str | None:
+    """Why a backend that this installation has cannot step a parameter, or None."""
+    if differentiable and backend is not eager.BACKEND:
+        return "differentiable=True needs the eager backend"
+    if capturable and not backend.counts_on_device:
+        return "capturable=True needs an engine that counts its steps on a CUDA device"
+    return backend.refuses(param)
+
+
+def select(
+    name: str, param: Tensor, param_name: str, differentiable: bool, capturable: bool
+) -> Backend:
     """The backend that steps a parameter.
 
     Args:
@@ -49,45 +68,21 @@ def select(name: str, param: Tensor, param_name: str, differentiable: bool) -> B
         param: The parameter.
         param_name: How an error calls it.
         differentiable: Whether autograd is to record the step, which only eager can.
+        capturable: Whether the steps are to be counted on the device.
 
     Raises:
         RuntimeError: The backend asked for cannot serve; the message says why.
     """
-    if differentiable and name in ("auto", "eager"):
-        return eager.BACKEND
     check_name(name)
+    reasons = {}
+    for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+        reason = backend.unavailable() or _obstacle(backend, param, differentiable, capturable)
+        if reason is None:
+            return backend
+        reasons[backend.name] = reason
     if name == "auto":
-        return next(
-            backend
-            for backend in BACKENDS.values()
-            if backend.unavailable() is None and backend.refuses(param) is None
+        raise RuntimeError(
+            f"no backend can step {param_name}: "
+            + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         )
-    reason = (
-        "differentiable=True needs the eager backend"
-        if differentiable
-        else BACKENDS[name].refuses(param)
-    )
-    if reason is not None:
-        raise RuntimeError(f"backend={name!r} cannot step {param_name}: {reason}")
-    return BACKENDS[name]
-
-
-def prepare(
-    launches: Iterable[Launch], arguments: dict[str, Any]
-) -> list[tuple[Launch, list[Coefficients]]] | None:
-    """Refresh launches and compute what each is to run with; writes nothing.
-
-    Args:
-        launches: Those of one group.
-        arguments: The group's, for :func:`radam_fused.rectification.coefficients`.
-
-    Returns:
-        The launches with their coefficients, or None where one no longer fits its tensors.
-    """
-    prepared = []
-    for launch in launches:
-        counts = launch.refresh()
-        if counts is None:
-            return None
-        prepared.append((launch, [coefficients(int(t), **arguments) for t in counts]))
-    return prepared
+    raise RuntimeError(f"backend={name!r} cannot step {param_name}: {reasons[name]}")

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..inputs import StepInputs
 from ..rectification import Coefficients, Update
 from ..rounding import root
 from ..tensors import arithmetic_dtype, check_grad, check_state
-from .base import Backend, State
+from .base import Backend, Setup, State
 
 
 def update_(
@@ -60,16 +61,23 @@ def update_(
 class EagerLaunch:
     """Steps its parameters one after the other."""
 
-    def __init__(self, params: Sequence[Tensor], states: Sequence[State], amsgrad: bool) -> None:
+    def __init__(self, params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> None:
         self._params = params
         self._states = states
-        self._amsgrad = amsgrad
-        self._due: list[tuple[Tensor, Tensor, State, float]] = []
-        self._counts: list[float] = []
+        self._setup = setup
+        self._due: list[tuple[Tensor, Tensor, State, Coefficients]] = []
 
-    def refresh(self) -> list[float] | None:
+    def refresh(self, inputs: StepInputs) -> bool:
         """See Launch.refresh."""
         self._due = []
+        if inputs.overflows:
+            return True
+        by_count: dict[float, Coefficients] = {}
+        try:
+            if self._setup.flat is not None:
+                self._setup.flat.check()
+        except ValueError:
+            return False
         for param, state in zip(self._params, self._states, strict=True):
             if param.grad is None:
                 continue
@@ -77,17 +85,18 @@ class EagerLaunch:
                 check_grad(param, param.grad, "")
                 check_state(param, state, "")
             except (KeyError, RuntimeError, ValueError):
-                return None
-            self._due.append((param, param.grad, state, float(state["step"]) + 1))
-        self._counts = list(dict.fromkeys(count for *_, count in self._due))
-        return self._counts
+                return False
+            count = float(state["step"]) + 1
+            if count not in by_count:
+                by_count[count] = inputs.coefficients(count)
+            self._due.append((param, param.grad, state, by_count[count]))
+        return True
 
-    def run(self, coefficients: Sequence[Coefficients]) -> None:
+    def run(self) -> None:
         """See Launch.run."""
-        by_count = dict(zip(self._counts, coefficients, strict=True))
-        for param, grad, state, count in self._due:
-            maximum = state["max_exp_avg_sq"] if self._amsgrad else None
-            update_(param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, by_count[count])
+        for param, grad, state, coefficients in self._due:
+            maximum = state["max_exp_avg_sq"] if self._setup.amsgrad else None
+            update_(param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, coefficients)
             state["step"] += 1
         self._due = []
 
@@ -96,5 +105,6 @@ BACKEND: Backend = Backend(
     name="eager",
     unavailable=lambda: None,
     refuses=lambda param: None,
-    launches=lambda params, states, amsgrad: [EagerLaunch(params, states, amsgrad)],
+    launches=lambda params, states, setup: [EagerLaunch(params, states, setup)],
+    counts_on_device=False,
 )

@@ -1,133 +1,80 @@
-"""The compiled engines, through radam_fused._C."""
+"""What the compiled engines share: a table of tensors and the parameters that go into it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cache
-from operator import is_
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rectification import Coefficients
-from ..tensors import gather_counters, has_own_memory, is_dense, moment_names
-from .base import Backend, Launch, State
-
-_why_not: str | None = None
-try:
-    from .. import _C  # after torch: it shares torch's OpenMP threads
-
-    _C.connect()
-except (AttributeError, ImportError, RuntimeError) as error:
-    _why_not = f"the extension radam_fused._C does not load: {error}"
+from ..tensors import gather_counters, is_dense, moment_names
+from . import extension
+from .base import Setup, State
+from .staged import Staged
 
 
-@cache
-def instruction_sets() -> list[str]:
-    """Instruction sets that the CPU engine can use on this machine, best first."""
-    return [] if _why_not else list(_C.instruction_sets())
-
-
-class Staged:
-    """A parameter that is not addressed in place, stepped in contiguous copies of all its tensors.
-
-    For views with gaps, gradients in another memory order, lazily conjugated gradients.
-    """
-
-    def __init__(self, param: Tensor, state: State, amsgrad: bool) -> None:
-        self._originals = [param, *(state[key] for key in moment_names(amsgrad))]
-        self._copies = [self._blank(tensor) for tensor in self._originals]
-        self.param = self._copies[0]
-        self.param.grad_dtype = None  # any: the gradient's own
-        if param.grad is not None:
-            self.param.grad = self._blank(param.grad)
-        self.state: State = dict(zip(moment_names(amsgrad), self._copies[1:], strict=True))
-
-    @staticmethod
-    def _blank(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-    def read(self, param: Tensor, state: State) -> bool:
-        """Copy everything in; False where a tensor has changed so that the copies do not fit it."""
-        grad = param.grad
-        if grad is None:
-            self.param.grad = None
-            return True
-        held = (param, *(state.get(key) for key in self.state if key != "step"))
-        if state.get("step") is not self.state["step"] or not all(
-            now is then and self._is_like(now, copy)
-            for now, then, copy in zip(held, self._originals, self._copies, strict=True)
-        ):
-            return False
-        if self.param.grad is None or self.param.grad.dtype != grad.dtype:
-            self.param.grad = self._blank(grad)
-        if not self._is_like(grad, self.param.grad):
-            return False
-        for copy, original in zip(self._copies, self._originals, strict=True):
-            copy.copy_(original.detach())
-        self.param.grad.copy_(grad.detach())
-        return True
-
-    @staticmethod
-    def _is_like(tensor: Tensor, copy: Tensor) -> bool:
-        return (
-            tensor.layout is torch.strided
-            and tensor.shape == copy.shape
-            and tensor.dtype == copy.dtype
-            and tensor.device == copy.device
-        )
-
-    def write(self) -> None:
-        """Copy the parameter and its moments back."""
-        for copy, original in zip(self._copies, self._originals, strict=True):
-            original.detach().copy_(copy)
-
-
-class CpuLaunch:
-    """Parameters with the same dtypes, stepped by one call of the CPU kernel."""
-
-    instruction_set: str | None = None  # None: the best; tests force the others
+class Bucket:
+    """Parameters of the same dtypes, on one device, that one launch steps."""
 
     def __init__(
-        self,
-        params: Sequence[Tensor],
-        states: Sequence[State],
-        staged: Sequence[Staged | None],
-        amsgrad: bool,
+        self, members: Sequence[tuple[Tensor, State, Staged | None]], setup: Setup
     ) -> None:
-        self._params = params
-        self._states = states
-        self._staged = {i: stage for i, stage in enumerate(staged) if stage is not None}
-        counters = gather_counters(states)
-        table_params, table_states = list(params), list(states)
-        for i, stage in self._staged.items():
+        self.params = [param for param, _, _ in members]
+        self.states = [state for _, state, _ in members]
+        self.staged = {i: stage for i, (*_, stage) in enumerate(members) if stage is not None}
+        self.setup = setup
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+class Table:
+    """A bucket's tensors in a table of the extension, and what autograd has to know of a step."""
+
+    def __init__(self, bucket: Bucket, native: Any, chunk: int, counts_on_device: bool) -> None:
+        self._bucket = bucket
+        params, states = list(bucket.params), list(bucket.states)
+        device = params[0].device if counts_on_device else torch.device("cpu")
+        counters = gather_counters(states, device)
+        for i, stage in bucket.staged.items():
             stage.state["step"] = states[i]["step"]
-            table_params[i], table_states[i] = stage.param, stage.state
-        self._table = _C.TensorTable(table_params, table_states, counters, amsgrad)
-        self._amsgrad = amsgrad
+            params[i], states[i] = stage.param, stage.state
+        names = moment_names(bucket.setup.amsgrad)
+        flat = None if bucket.setup.flat is None or bucket.staged else bucket.setup.flat
+        buffers = None if flat is None else flat.of(params[0]).roles(names)
+        self.rows = native.TensorTable(
+            params, states, counters, bucket.setup.amsgrad, buffers, chunk, counts_on_device
+        )
         self._written: list[Tensor] = []
         self._written_back: list[Staged] = []
 
-    def refresh(self) -> list[float] | None:
-        """See Launch.refresh."""
-        for i, stage in self._staged.items():
-            if not stage.read(self._params[i], self._states[i]):
+    def refresh(self, eps: float) -> list[float] | None:
+        """Read every tensor anew.
+
+        Args:
+            eps: The step's; without it padding would divide zero by zero.
+
+        Returns:
+            The distinct step counts that the host has to know coefficients for, or None where a
+            tensor has changed.
+        """
+        for i, stage in self._bucket.staged.items():
+            if not stage.read(self._bucket.params[i], self._bucket.states[i]):
                 return None
-        due: list[float] | None = self._table.refresh()
+        due: list[float] | None = self.rows.refresh(eps > 0)
         return due
 
-    def run(self, coefficients: Sequence[Coefficients]) -> None:
-        """See Launch.run."""
-        if not coefficients:
-            return
-        if not self._table.active_is_unchanged:
-            active = self._table.active
+    def announce_writes(self) -> None:
+        """Count up the versions of what the step writes: autograd does not see addresses."""
+        if not self.rows.active_is_unchanged:
+            active = self.rows.active
             self._written = self._version_owners(active)
-            self._written_back = [self._staged[i] for i in active if i in self._staged]
-        # Autograd does not see writes through an address; now the tensors are still in cache.
+            staged = self._bucket.staged
+            self._written_back = [staged[i] for i in active if i in staged]
         torch.autograd.graph.increment_version(self._written)
-        instruction_set = self.instruction_set or instruction_sets()[0]
-        _C.cpu_step(self._table, list(coefficients), torch.get_num_threads(), instruction_set)
+
+    def write_back(self) -> None:
+        """Copy staged parameters and moments to where they belong."""
         for stage in self._written_back:
             stage.write()
 
@@ -135,27 +82,12 @@ class CpuLaunch:
         """One tensor for each version counter of what is written: a view has its base's."""
         owners = {}
         for i in reversed(rows):  # the last rows are the likeliest to be in cache
-            state = self._states[i]
-            names = ("step", *moment_names(self._amsgrad))
-            for tensor in (self._params[i], *(state[name] for name in names)):
+            state = self._bucket.states[i]
+            names = ("step", *moment_names(self._bucket.setup.amsgrad))
+            for tensor in (self._bucket.params[i], *(state[name] for name in names)):
                 owner = tensor if tensor._base is None else tensor._base
                 owners[id(owner)] = owner
         return list(owners.values())
-
-
-def _same_objects(held: list[Any] | dict[Any, Any], expected: list[Any]) -> bool:
-    """Whether a list, or the values of a dict, are these very objects in this order."""
-    objects = held.values() if isinstance(held, dict) else held
-    return len(held) == len(expected) and all(map(is_, objects, expected))
-
-
-def _any_gradient(params: list[Tensor]) -> bool:
-    """Whether some parameter has a gradient."""
-    return any(param.grad is not None for param in params)
-
-
-same_objects = _same_objects if _why_not else _C.same_objects
-any_gradient = _any_gradient if _why_not else _C.any_gradient
 
 
 def _fits(param: Tensor, state: State, amsgrad: bool) -> bool:
@@ -166,7 +98,7 @@ def _fits(param: Tensor, state: State, amsgrad: bool) -> bool:
         return False
     try:
         counter = torch.zeros(1, dtype=torch.float32, device="cpu")
-        _C.TensorTable([param], [state], counter, amsgrad)
+        extension._C.TensorTable([param], [state], counter, amsgrad)
     except ValueError:
         return False
     return True
@@ -184,35 +116,18 @@ def _take_over_layout(param: Tensor, state: State, amsgrad: bool) -> None:
                 state[name] = moved.copy_(moment)
 
 
-def _launches(params: Sequence[Tensor], states: Sequence[State], amsgrad: bool) -> list[Launch]:
-    buckets: dict[tuple[torch.dtype, ...], list[tuple[Tensor, State]]] = defaultdict(list)
+def buckets(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> Iterator[Bucket]:
+    """Sort parameters by what one launch can step together."""
+    by_key: dict[tuple[object, ...], list[tuple[Tensor, State, Staged | None]]]
+    by_key = defaultdict(list)
+    amsgrad = setup.amsgrad
     for param, state in zip(params, states, strict=True):
         _take_over_layout(param, state, amsgrad)
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
-        key = (param.dtype, grad_dtype, *(state[name].dtype for name in moment_names(amsgrad)))
-        buckets[key].append((param, state))
-    return [
-        CpuLaunch(
-            [param for param, _ in bucket],
-            [state for _, state in bucket],
-            [None if _fits(*pair, amsgrad) else Staged(*pair, amsgrad) for pair in bucket],
-            amsgrad,
-        )
-        for bucket in buckets.values()
-    ]
-
-
-def _refuses(param: Tensor) -> str | None:
-    if param.device.type != "cpu":
-        return f"it is on {param.device}, not in the CPU's memory"
-    if not has_own_memory(param):
-        return f"{type(param).__name__} keeps its memory in other tensors"
-    return None
-
-
-CPU: Backend = Backend(
-    name="cpu",
-    unavailable=lambda: _why_not,
-    refuses=_refuses,
-    launches=_launches,
-)
+        moments = (state[name].dtype for name in moment_names(amsgrad))
+        stage = None if _fits(param, state, amsgrad) else Staged(param, state, amsgrad)
+        # What is staged lies outside of the flat buffers, so it needs a table of its own.
+        apart = setup.flat is not None and stage is not None
+        key = (param.device, param.dtype, grad_dtype, *moments, apart)
+        by_key[key].append((param, state, stage))
+    return (Bucket(members, setup) for members in by_key.values())

@@ -1,0 +1,137 @@
+#include "engine.h"
+
+#include <limits>
+#include <stdexcept>
+
+#include "step.h"
+
+namespace radam::cuda {
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // not to be met again by the next call
+  throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
+}
+
+// The queue's device as the current one, for as long as this lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (device == previous_) return;
+    check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+__global__ void __launch_bounds__(kThreads)
+    upload_kernel(const __grid_constant__ UploadArguments arguments) {
+  upload_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    prologue_kernel(const __grid_constant__ PrologueArguments arguments) {
+  prologue_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+}
+
+cudaStream_t stream_of(const Queue& queue) {
+  return static_cast<cudaStream_t>(queue.stream);
+}
+
+// One thread for each of `count` items.
+template <typename Arguments>
+void launch(void (*kernel)(Arguments), const Queue& queue, const Arguments& arguments,
+            std::int64_t count, const char* what) {
+  const DeviceGuard guard(queue.device);
+  void* packed[] = {const_cast<Arguments*>(&arguments)};
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kThreads),
+                         packed, 0, stream_of(queue)),
+        what);
+}
+
+}  // namespace
+
+bool is_served(const dlpack::Device& device) {
+  return device.type == dlpack::kCUDA;
+}
+
+std::optional<std::string> unusable(int device) {
+  int count = 0;
+  cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && device >= count) error = cudaErrorInvalidDevice;
+  if (error == cudaSuccess) {
+    const DeviceGuard guard(device);
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&upload_kernel));
+  }
+  if (error == cudaSuccess) return std::nullopt;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+void upload(const Queue& queue, const UploadArguments& arguments) {
+  launch(&upload_kernel, queue, arguments, arguments.count, "the upload of a table");
+}
+
+void prologue(const Queue& queue, const PrologueArguments& arguments) {
+  launch(&prologue_kernel, queue, arguments, arguments.count, "the prologue of a step");
+}
+
+void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
+          const StepArguments& arguments, std::int64_t blocks) {
+  if (blocks > std::numeric_limits<int>::max()) {
+    throw std::runtime_error("a launch takes at most 2^31 - 1 blocks");
+  }
+  const DeviceGuard guard(queue.device);
+  const auto launch_for = [&] {
+    switch (types.param) {
+      case DType::float64:
+        return launch_step<double>;
+      case DType::float32:
+        return launch_step<float>;
+      case DType::bfloat16:
+        return launch_step<BFloat16>;
+      case DType::float16:
+        return launch_step<Half>;
+    }
+    throw std::invalid_argument("unknown dtype");
+  }();
+  check(launch_for(stream_of(queue), types, amsgrad, arguments, blocks), "the launch of a step");
+}
+
+std::shared_ptr<const std::atomic<bool>> watch_capture(const Queue& queue) {
+  const DeviceGuard guard(queue.device);
+  cudaStreamCaptureStatus status;
+  unsigned long long id = 0;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamGetCaptureInfo(stream_of(queue), &status, &id, &graph),
+        "cudaStreamGetCaptureInfo");
+  if (status != cudaStreamCaptureStatusActive) return nullptr;
+
+  using Flag = std::shared_ptr<std::atomic<bool>>;
+  const auto fall = [](void* held) {
+    auto* const flag = static_cast<Flag*>(held);
+    (*flag)->store(false);
+    delete flag;
+  };
+  const Flag flag = std::make_shared<std::atomic<bool>>(true);
+  cudaUserObject_t object;
+  check(cudaUserObjectCreate(&object, new Flag(flag), fall, 1, cudaUserObjectNoDestructorSync),
+        "cudaUserObjectCreate");
+  check(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove),
+        "cudaGraphRetainUserObject");
+  return flag;
+}
+
+}  // namespace radam::cuda

@@ -1,0 +1,96 @@
+"""What CUDA graphs hold fast that were captured from a step."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from .backends import Graph, Launch
+
+# The options that a replay no longer reads; a learning rate that is a tensor is not baked in.
+_BAKED = frozenset(
+    (
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "maximize",
+        "capturable",
+        "decoupled_weight_decay",
+        "amsgrad",
+        "rectify",
+        "rectify_threshold",
+        "degenerated_to_sgd",
+        "eps_after_bias_correction",
+        "absolute_weight_decay",
+        "decay_skipped_steps",
+    )
+)
+
+
+class Captures:
+    """The graphs that steps were captured into and that still exist."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Graph, list[Launch]]] = []
+        self._stepped: list[bool] = []
+
+    def add(self, graphs: Iterable[Graph], launches: list[Launch], stepped: list[bool]) -> None:
+        """Remember a capture.
+
+        Args:
+            graphs: Those of its launches.
+            launches: Whose memory the graphs use, kept alive with them.
+            stepped: For each parameter of the optimizer, whether it had a gradient.
+        """
+        self._held = [(graph, kept) for graph, kept in self._held if graph.is_alive]
+        self._held += [(graph, launches) for graph in graphs]
+        self._stepped = stepped
+
+    def __bool__(self) -> bool:
+        return any(graph.is_alive for graph, _ in self._held)
+
+    def forbid(self, what: str) -> None:
+        """Raise while a graph exists.
+
+        Args:
+            what: What its replays would ignore.
+
+        Raises:
+            RuntimeError: A graph exists.
+        """
+        if self:
+            raise RuntimeError(
+                f"{what}: replays of the CUDA graph that step() was captured into would ignore "
+                "that; delete the graph first and capture another one afterwards"
+            )
+
+    def check_gradients(self, stepped: list[bool]) -> None:
+        """Raise where other parameters have a gradient than when a graph was captured."""
+        if self and stepped != self._stepped:
+            index = next(i for i, had in enumerate(self._stepped) if had != stepped[i])
+            change = "has lost its gradient" if self._stepped[index] else "has got a gradient"
+            self.forbid(f"parameter {index} of the optimizer {change} since")
+
+
+class CapturedGroup(dict[str, Any]):
+    """A parameter group whose options a graph has baked in: changing one raises."""
+
+    def __init__(self, group: dict[str, Any], captures: Captures) -> None:
+        super().__init__(group)
+        self._captures = captures
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in _BAKED and self._captures:
+            held = self.get(key)
+            if isinstance(held, Tensor):
+                # Written in place it would be seen.
+                same = held is value
+            else:
+                same = not isinstance(value, Tensor) and held == value
+            if not same:
+                self._captures.forbid(f"{key} was set to {value!r}")
+        super().__setitem__(key, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)

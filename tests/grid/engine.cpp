@@ -1,0 +1,116 @@
+// The CUDA engine's kernels on the host: every block and thread of a launch, in loops, the last
+// first. A captured launch is kept with its arguments by value and run when the graph is replayed,
+// as a CUDA graph does.
+#include "cuda/engine.h"
+
+#include <functional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "engine.h"
+
+namespace radam::cuda {
+namespace {
+
+using Kernel = std::function<void()>;
+
+std::vector<Kernel>* the_capture = nullptr;
+std::shared_ptr<std::atomic<bool>> the_watch;
+std::int64_t the_launches = 0;
+
+void enqueue(Kernel kernel) {
+  ++the_launches;
+  if (the_capture != nullptr) {
+    the_capture->push_back(std::move(kernel));
+  } else {
+    kernel();
+  }
+}
+
+template <typename Thread>
+void run_threads(std::int64_t count, const Thread& thread) {
+  for (std::int64_t i = (count + kThreads - 1) / kThreads * kThreads; i-- > 0;) thread(i);
+}
+
+template <typename P>
+void run_blocks(const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
+                std::int64_t blocks) {
+  for_types<P>(types, amsgrad, [&](auto grad, auto moment, auto with_amsgrad) {
+    using G = typename decltype(grad)::type;
+    using M = typename decltype(moment)::type;
+    for (std::int64_t block = blocks; block-- > 0;) {
+      for (int thread = kThreads; thread-- > 0;) {
+        step_thread<P, G, M, decltype(with_amsgrad)::value>(arguments, block, thread);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool is_served(const dlpack::Device& device) {
+  return device.type == dlpack::kCPU;
+}
+
+std::optional<std::string> unusable(int) {
+  return std::nullopt;
+}
+
+void upload(const Queue&, const UploadArguments& arguments) {
+  enqueue([=] {
+    run_threads(arguments.count, [&](std::int64_t i) { upload_thread(arguments, i); });
+  });
+}
+
+void prologue(const Queue&, const PrologueArguments& arguments) {
+  enqueue([=] {
+    run_threads(arguments.count, [&](std::int64_t i) { prologue_thread(arguments, i); });
+  });
+}
+
+void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
+          std::int64_t blocks) {
+  enqueue([=] {
+    switch (types.param) {
+      case DType::float64:
+        return run_blocks<double>(types, amsgrad, arguments, blocks);
+      case DType::float32:
+        return run_blocks<float>(types, amsgrad, arguments, blocks);
+      case DType::bfloat16:
+        return run_blocks<BFloat16>(types, amsgrad, arguments, blocks);
+      case DType::float16:
+        return run_blocks<Half>(types, amsgrad, arguments, blocks);
+    }
+  });
+}
+
+std::shared_ptr<const std::atomic<bool>> watch_capture(const Queue&) {
+  return the_watch;
+}
+
+HostGraph::~HostGraph() {
+  if (alive_ != nullptr) alive_->store(false);
+}
+
+void HostGraph::begin() {
+  if (the_capture != nullptr) throw std::logic_error("a capture is under way");
+  alive_ = std::make_shared<std::atomic<bool>>(true);
+  the_capture = &kernels_;
+  the_watch = alive_;
+}
+
+void HostGraph::end() {
+  the_capture = nullptr;
+  the_watch = nullptr;
+}
+
+void HostGraph::replay() const {
+  for (const Kernel& kernel : kernels_) kernel();
+}
+
+std::int64_t launches() {
+  return the_launches;
+}
+
+}  // namespace radam::cuda

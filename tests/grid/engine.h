@@ -1,0 +1,32 @@
+// What the tests ask of the host's engine besides cuda/engine.h.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace radam::cuda {
+
+// As torch.cuda.CUDAGraph: launches between begin() and end() are kept, not run.
+class HostGraph {
+ public:
+  HostGraph() = default;
+  HostGraph(const HostGraph&) = delete;
+  HostGraph& operator=(const HostGraph&) = delete;
+  ~HostGraph();
+
+  void begin();
+  void end();
+  void replay() const;
+
+ private:
+  std::vector<std::function<void()>> kernels_;
+  std::shared_ptr<std::atomic<bool>> alive_;
+};
+
+// Kernels enqueued so far.
+std::int64_t launches();
+
+}  // namespace radam::cuda
