@@ -23,6 +23,12 @@ py::tuple coefficients_of(std::int64_t step, double lr, double beta1, double bet
 void bind_tests(py::module_& m) {
   m.def("coefficients", &coefficients_of);
   m.def("launches", &launches);
+  py::enum_<Fault>(m, "Fault", py::module_local())
+      .value("none", Fault::none)
+      .value("one_thread_less", Fault::one_thread_less)
+      .value("last_block_left_out", Fault::last_block_left_out)
+      .value("a_thread_twice", Fault::a_thread_twice);
+  m.def("set_fault", &set_fault);
   py::class_<HostGraph>(m, "HostGraph", py::module_local())
       .def(py::init<>())
       .def("begin", &HostGraph::begin)

@@ -18,6 +18,7 @@ using Kernel = std::function<void()>;
 std::vector<Kernel>* the_capture = nullptr;
 std::shared_ptr<std::atomic<bool>> the_watch;
 std::int64_t the_launches = 0;
+Fault the_fault = Fault::none;
 
 void enqueue(Kernel kernel) {
   ++the_launches;
@@ -39,10 +40,12 @@ void run_blocks(const SegmentTypes& types, bool amsgrad, const StepArguments& ar
   for_types<P>(types, amsgrad, [&](auto grad, auto moment, auto with_amsgrad) {
     using G = typename decltype(grad)::type;
     using M = typename decltype(moment)::type;
+    const auto run = step_thread<P, G, M, decltype(with_amsgrad)::value>;
+    const int threads = the_fault == Fault::one_thread_less ? kThreads - 1 : kThreads;
     for (std::int64_t block = blocks; block-- > 0;) {
-      for (int thread = kThreads; thread-- > 0;) {
-        step_thread<P, G, M, decltype(with_amsgrad)::value>(arguments, block, thread);
-      }
+      if (the_fault == Fault::last_block_left_out && block == blocks - 1) continue;
+      for (int thread = threads; thread-- > 0;) run(arguments, block, thread);
+      if (the_fault == Fault::a_thread_twice) run(arguments, block, 0);
     }
   });
 }
@@ -111,6 +114,10 @@ void HostGraph::replay() const {
 
 std::int64_t launches() {
   return the_launches;
+}
+
+void set_fault(Fault fault) {
+  the_fault = fault;
 }
 
 }  // namespace radam::cuda

@@ -29,4 +29,8 @@ class HostGraph {
 // Kernels enqueued so far.
 std::int64_t launches();
 
+// What a launch is to do wrongly, so that tests show that they would notice.
+enum class Fault { none, one_thread_less, last_block_left_out, a_thread_twice };
+void set_fault(Fault fault);
+
 }  // namespace radam::cuda

@@ -1,0 +1,257 @@
+"""The CUDA engine gives the bits of the CPU kernel and touches nothing else."""
+
+import random
+
+import pytest
+import torch
+
+from radam_fused import FusedRAdam, radam_step_
+
+from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
+from .test_bits import DTYPES, SHAPES
+
+FLOATS = {name: dtype for name, dtype in DTYPES.items() if not dtype.is_complex}
+
+# Around a word, a chunk and several chunks.
+SIZES = [*SHAPES[:-1], (1023,), (1024,), (1025,), (3, 2049)]
+
+
+def on(device, params):
+    return [torch.nn.Parameter(p.detach().to(device).clone()) for p in params]
+
+
+def step_both(optimizers, grads):
+    for optimizer in optimizers:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = None if g is None else g.to(p.device, copy=True)
+        optimizer.step()
+
+
+def assert_same_on_both(one, other):
+    """As assert_same_run, wherever the tensors lie."""
+    for group, other_group in zip(one.param_groups, other.param_groups, strict=True):
+        for p, q in zip(group["params"], other_group["params"], strict=True):
+            assert_same_bits(p.detach().cpu(), q.detach().cpu(), "parameter")
+            assert set(one.state[p]) == set(other.state[q])
+            for key, value in one.state[p].items():
+                assert_same_bits(value.cpu(), other.state[q][key].cpu(), key)
+
+
+def pair(engine, params, **options):
+    """The same parameters under the CUDA engine and under the CPU kernel."""
+    ours = FusedRAdam(on(engine.device, params), backend="cuda", **options)
+    return ours, FusedRAdam(copies(params), backend="cpu", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_and_dtype(options, dtype, engine):
+    params = parameters(*SIZES, dtype=dtype)
+    optimizers = pair(engine, params, **options)
+    for grads in gradients(params, 8):
+        step_both(optimizers, grads)
+        assert_same_on_both(*optimizers)
+
+
+@pytest.mark.parametrize("param", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("grad", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("in_param_dtype", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("amsgrad", [False, True], ids=["plain", "amsgrad"])
+def test_every_combination_of_dtypes(param, grad, in_param_dtype, amsgrad, engine):
+    params = parameters((1500,), (7, 3), dtype=param)
+    optimizers = pair(
+        engine, params, moments_in_param_dtype=in_param_dtype, amsgrad=amsgrad, weight_decay=0.1
+    )
+    for optimizer in optimizers:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad_dtype = None
+    for grads in gradients(params, 8):
+        step_both(optimizers, [g.to(grad) for g in grads])
+    assert_same_on_both(*optimizers)
+
+
+class Guarded:
+    """Tensors as slices of larger ones whose other elements nothing may touch."""
+
+    def __init__(self, draw, device):
+        self._draw = draw
+        self._device = device
+        self._all = []
+
+    def tensor(self, values, misaligned):
+        before = self._draw.choice([1, 3, 5, 8]) if misaligned else 64
+        storage = torch.full((before + values.numel() + 9,), 77.0, dtype=values.dtype)
+        inside = slice(before, before + values.numel())
+        storage[inside] = values
+        storage = storage.to(self._device)
+        self._all.append((storage, inside))
+        return storage[inside]
+
+    def assert_untouched(self):
+        for storage, inside in self._all:
+            outside = torch.cat([storage[: inside.start], storage[inside.stop :]])
+            assert (outside == 77).all()
+
+
+def drawn_table(seed, device):
+    """A table of tensors of drawn sizes, dtypes and alignments, twice: guarded, and as they are."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    param = draw.choice(list(FLOATS.values()))
+    grad = draw.choice([param, *FLOATS.values()])
+    arithmetic = torch.float64 if param == torch.float64 else torch.float32
+    moment = draw.choice([arithmetic, param])
+    count = draw.choice([1, 2, 3, 7, 20, 55, 56, 57, 130])
+    edges = [0, 1, 3, 4, 5, 7, 8, 9, 127, 128, 1023, 1024, 1025, 2047, 2048, 3000, 5000]
+    sizes = [draw.choice(edges[: 12 if count > 20 else None]) for _ in range(count)]
+    misaligned = draw.choice([0.0, 0.0, 0.2, 1.0])
+    amsgrad = draw.random() < 0.4
+    dtypes = [param, grad, moment, moment] + [moment] * amsgrad
+    guarded = Guarded(draw, device)
+    ours, theirs = [[] for _ in dtypes], [[] for _ in dtypes]
+    for size in sizes:
+        values = [torch.randn(size, dtype=torch.float64).to(dtype) for dtype in dtypes]
+        for i in range(3, len(dtypes)):
+            values[i].abs_()
+        for i, value in enumerate(values):
+            ours[i].append(guarded.tensor(value, draw.random() < misaligned))
+            theirs[i].append(value.clone())
+    lag = draw.choice([1, 1, 2, 7])
+    start = draw.choice([0, 3, 20])
+    steps = [torch.tensor(float(start + i % lag)) for i in range(count)]
+    options = {
+        "lr": draw.choice([1e-3, 0.1]),
+        "weight_decay": draw.choice([0, 0.1]),
+        "decoupled_weight_decay": draw.random() < 0.5,
+        "maximize": draw.random() < 0.3,
+        "betas": draw.choice([(0.9, 0.999), (0.0, 0.7), (0.5, 0.9)]),
+        "degenerated_to_sgd": draw.random() < 0.7,
+    }
+    return ours, theirs, steps, options, guarded
+
+
+def assert_same_tables(seed, device):
+    ours, theirs, steps, options, guarded = drawn_table(seed, device)
+
+    def run(lists, backend):
+        maxima = lists[4] if len(lists) > 4 else None
+        counts = [step.clone() for step in steps]
+        radam_step_(*lists[:4], counts, maxima, backend=backend, **options)
+
+    run(ours, "cuda")
+    run(theirs, "cpu")
+    for role, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
+        for i, (a, b) in enumerate(zip(mine, expected, strict=True)):
+            assert_same_bits(a.cpu(), b, f"table {seed}, role {role}, tensor {i}")
+    guarded.assert_untouched()
+
+
+@pytest.mark.parametrize("first", range(0, 400, 20))
+def test_drawn_tables_between_guards(first, engine):
+    for seed in range(first, first + 20):
+        assert_same_tables(seed, engine.device)
+
+
+@pytest.mark.parametrize("fault", ["one_thread_less", "last_block_left_out", "a_thread_twice"])
+def test_a_faulty_grid_is_noticed(fault, grid):
+    grid.module.set_fault(getattr(grid.module.Fault, fault))
+    try:
+        noticed = 0
+        for seed in range(40):
+            try:
+                assert_same_tables(seed, grid.device)
+            except AssertionError:
+                noticed += 1
+    finally:
+        grid.module.set_fault(grid.module.Fault.none)
+    assert noticed > 20
+
+
+def test_the_guards_notice_a_write(grid):
+    *_, guarded = drawn_table(1, grid.device)
+    storage, inside = guarded._all[0]
+    storage[inside.stop] = 0
+    with pytest.raises(AssertionError):
+        guarded.assert_untouched()
+
+
+@pytest.mark.parametrize("count", [1, 56, 57, 511, 512, 1500])
+def test_tables_in_arguments_and_in_device_memory(count, engine):
+    params = parameters(*[(1 + i % 40,) for i in range(count)])
+    optimizers = pair(engine, params)
+    for grads in gradients(params, 7):
+        step_both(optimizers, grads)
+    assert_same_on_both(*optimizers)
+
+
+def test_more_step_counts_than_travel_in_arguments(engine):
+    params = parameters(*[(30 + i,) for i in range(12)])
+    optimizers = pair(engine, params)
+    for t, grads in enumerate(gradients(params, 14)):
+        step_both(optimizers, [g if i <= t else None for i, g in enumerate(grads)])
+        assert_same_on_both(*optimizers)
+
+
+def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(grid):
+    params = on(grid.device, parameters(*[(64, 16)] * 1000))
+    optimizer = FusedRAdam(params, backend="cuda")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+    def launches():
+        before = grid.module.launches()
+        optimizer.step()
+        return grid.module.launches() - before
+
+    assert launches() == 1
+    params[3].grad = torch.ones_like(params[3])  # elsewhere
+    assert launches() == 3  # 1,000 segments fill the arguments of two uploads
+    assert launches() == 1
+    params[3].grad = None
+    assert launches() == 3
+
+
+def test_views_with_gaps_and_gradients_in_another_order(engine):
+    bases = [b.detach() for b in parameters((40, 30), (20, 50))]
+    runs = []
+    for device, backend in ((engine.device, "cuda"), (torch.device("cpu"), "cpu")):
+        there = [base.to(device).clone() for base in bases]
+        params = [torch.nn.Parameter(there[0][:, 3:20]), torch.nn.Parameter(there[1])]
+        optimizer = FusedRAdam(params, backend=backend)
+        for grads in gradients([bases[0][:, 3:20], bases[1]], 7):
+            params[0].grad = grads[0].to(device)
+            params[1].grad = grads[1].t().contiguous().t().to(device)
+            optimizer.step()
+        runs.append((there, optimizer))
+    for a, b in zip(runs[0][0], runs[1][0], strict=True):
+        assert_same_bits(a.cpu(), b)
+    assert_same_on_both(runs[0][1], runs[1][1])
+
+
+def test_a_step_moves_the_version_that_autograd_checks(engine):
+    [p] = on(engine.device, parameters((4,)))
+    optimizer = FusedRAdam([p], backend="cuda")
+    loss = (p * p).sum()
+    p.grad = torch.ones_like(p)
+    version = p.grad._version
+    optimizer.step()
+    assert p.grad._version == version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_checkpoints_move_between_engines(engine):
+    params = parameters((33, 5), (1025,))
+    steps = gradients(params, 12)
+    ours, theirs = pair(engine, params)
+    straight = FusedRAdam(copies(params), backend="cpu")
+    for grads in steps[:4]:
+        step_both([ours, straight], grads)
+    for p, q in zip(theirs.param_groups[0]["params"], ours.param_groups[0]["params"], strict=True):
+        p.data.copy_(q.data)
+    theirs.load_state_dict(ours.state_dict())
+    for grads in steps[4:]:
+        step_both([theirs, straight], grads)
+    assert_same_on_both(theirs, straight)
