@@ -82,6 +82,8 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
            py::arg("params"), py::arg("states"), py::arg("steps"), py::arg("amsgrad"),
            py::arg("flat") = py::none(), py::arg("chunk") = 1, py::arg("counts_on_device") = false)
       .def("refresh", &radam::TensorTable::refresh, py::arg("merge_gaps"))
+      .def_property_readonly("ranges",
+                             [](const radam::TensorTable& t) { return t.segments().size(); })
       .def_property_readonly("active", &radam::TensorTable::active)
       .def_property_readonly("active_is_unchanged", &radam::TensorTable::active_is_unchanged);
   m.def("connect", &radam::connect);

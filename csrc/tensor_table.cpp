@@ -338,15 +338,20 @@ std::optional<std::vector<double>> TensorTable::refresh(bool merge_gaps) {
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     if (i + kAhead < rows_.size()) {
       const Row& ahead = rows_[i + kAhead];
-      for (int r = kParam; r <= kGrad; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 5, 6);
+      for (int r = kParam; r <= kGrad; ++r) {
+        // A flat parameter's storage is that of all, so it is not looked for.
+        prefetch(ahead.tensors[r], ahead.hints[r], is_flat_ ? 3 : 5, is_flat_ ? 4 : 6);
+      }
       for (int r = kExpAvg; r < read; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 1, 2);
-      __builtin_prefetch(ahead.state);
+      // A small dict: its head, and apart from it the table of its keys and values.
+      prefetch(ahead.state, ahead.state_hint, 0, 2);
     }
     Row& row = rows_[i];
     grads_[i] = gradient(row.tensors[kParam]);
     row.tensors[kGrad] = grads_[i].ptr();
     if (grads_[i].is_none()) continue;
     if (!state_is_current(row)) return std::nullopt;
+    row.state_hint = reinterpret_cast<PyDictObject*>(row.state)->ma_keys;
     void* at[kRoles] = {};
     for (int r = kParam; r < read; ++r) {
       const Role role = static_cast<Role>(r);

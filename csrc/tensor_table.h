@@ -81,6 +81,7 @@ class TensorTable {
     std::int32_t ndim;
     std::int32_t layout;        // where in layouts_ its shape and then its strides stand
     const void* hints[kRoles];  // where torch kept the tensors' sizes at the last step, to prefetch
+    const void* state_hint;     // where Python kept the state's entries
   };
 
   bool view(const Row& row, Role role, dlpack::TensorView& out) const;
