@@ -41,6 +41,11 @@ RADAM_INLINE float load(BFloat16 x) {
   return detail::float_from(static_cast<std::uint32_t>(x.bits) << 16);
 }
 RADAM_INLINE float load(Half x) {
+#if defined(__CUDA_ARCH__)
+  float result;  // what follows in one instruction
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+  return result;
+#else
   const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = x.bits & 0x7fffu;
   const std::uint32_t rebias = 112u << 23;  // 127 - 15
@@ -49,6 +54,7 @@ RADAM_INLINE float load(Half x) {
   const std::uint32_t subnormal =
       detail::float_bits(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
   return detail::float_from(sign | (magnitude < 0x0400u ? subnormal : normal));
+#endif
 }
 
 RADAM_INLINE void store(double& to, double x) {
@@ -63,6 +69,9 @@ RADAM_INLINE void store(BFloat16& to, float x) {
   to.bits = static_cast<std::uint16_t>(x != x ? 0x7fc0u : rounded);
 }
 RADAM_INLINE void store(Half& to, float x) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
   const std::uint32_t bits = detail::float_bits(x);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -76,6 +85,7 @@ RADAM_INLINE void store(Half& to, float x) {
   result = magnitude >= 0x47800000u ? 0x7c00u : result;
   result = magnitude > 0x7f800000u ? 0x7e00u : result;
   to.bits = static_cast<std::uint16_t>(sign | result);
+#endif
 }
 
 }  // namespace radam

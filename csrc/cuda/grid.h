@@ -157,7 +157,8 @@ class Chunk {
   // Scalars that fill a word of the narrowest type.
   static constexpr int kWidth = kWord / kNarrowest;
   // Such packs that a thread works on at once: float32 has two, for more loads in flight.
-  static constexpr int kPacks = detail::larger(1, (sizeof(P) == 8 ? 4 : 8) / kWidth);
+  static constexpr int kPacks =
+      detail::larger(1, (sizeof(P) == 8 || sizeof(G) == 8 ? 4 : 8) / kWidth);
 
   RADAM_INLINE Chunk(const Segment& s, std::int64_t offset)
       : param_(static_cast<P*>(s.param) + offset),

@@ -4,11 +4,11 @@ namespace radam::cuda {
 namespace {
 
 // Blocks that a multiprocessor has to hold at once: the most at which no register spills.
-template <typename P>
-constexpr int kBlocks = sizeof(P) == 8 ? 3 : 6;
+template <typename P, typename G>
+constexpr int kBlocks = sizeof(P) == 8 ? 3 : sizeof(G) == 8 ? 5 : 6;
 
 template <typename P, typename G, typename M, bool amsgrad>
-__global__ void __launch_bounds__(kThreads, kBlocks<P>)
+__global__ void __launch_bounds__(kThreads, kBlocks<P, G>)
     step_kernel(const __grid_constant__ StepArguments arguments) {
   step_thread<P, G, M, amsgrad>(arguments, blockIdx.x, static_cast<int>(threadIdx.x));
 }

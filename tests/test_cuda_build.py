@@ -1,0 +1,150 @@
+"""How the CUDA engine is built, and what the compiler made of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pybind11
+import pytest
+
+import radam_fused
+from radam_fused.backends.cuda import architectures
+
+ROOT = Path(radam_fused.__file__).parents[1]
+CUDA_WANTED = shutil.which("nvcc") and os.environ.get("RADAM_FUSED_CUDA", "AUTO") == "AUTO"
+
+SIZES = {"double": 8, "float": 4, "radam::BFloat16": 2, "radam::Half": 2}
+
+
+@cache
+def cuobjdump(*options):
+    """What the tool that comes with triton says of the extension."""
+    triton = find_spec("triton")
+    tool = triton and Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool:
+        pytest.skip("triton, which brings cuobjdump, is not installed")
+    [library] = Path(radam_fused.__file__).parent.glob("_C.*.so")
+    done = subprocess.run([tool, *options, library], capture_output=True, text=True, check=True)
+    return subprocess.run(["c++filt"], input=done.stdout, capture_output=True, text=True).stdout
+
+
+needs_cuda = pytest.mark.skipif(architectures() is None, reason="built without CUDA")
+needs_compiler = pytest.mark.skipif(not CUDA_WANTED, reason="no nvcc")
+
+
+def test_where_there_is_a_compiler_the_engine_is_there():
+    assert not CUDA_WANTED or architectures()
+
+
+def kernel_types(text):
+    """(parameter, gradient, moment, amsgrad) of a step's kernel in a line, or None."""
+    found = re.search(r"step_kernel<(\S+), (\S+), (\S+), (?:\(bool\))?(\w+)>", text)
+    return found and (*found.groups()[:3], found[4] in ("true", "1"))
+
+
+def kernels_by_architecture():
+    result, architecture = defaultdict(dict), ""
+    for line in cuobjdump("-res-usage").splitlines():
+        if line.startswith("arch ="):
+            architecture = line.split()[-1]
+        elif "Function" in line:
+            name = line
+        elif "REG:" in line:
+            result[architecture][name] = {
+                key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", line)
+            }
+    return result
+
+
+@needs_cuda
+def test_every_combination_has_a_kernel_that_spills_nothing():
+    found = kernels_by_architecture()
+    assert len(found) == len([a for a in architectures().split() if not a.endswith("virtual")])
+    for architecture, kernels in found.items():
+        steps = Counter(kernel_types(name) for name in kernels)
+        # 4 dtypes of the gradient; 16-bit parameters have moments of two; with amsgrad or not.
+        assert len([types for types in steps if types]) == (4 + 4 + 8 + 8) * 2, architecture
+        for name, usage in kernels.items():
+            assert usage["STACK"] == usage["LOCAL"] == usage["SHARED"] == 0, (architecture, name)
+            if types := kernel_types(name):
+                blocks = 3 if types[0] == "double" else 5 if types[1] == "double" else 6
+                assert usage["REG"] <= 65536 // (128 * blocks), (architecture, name)
+
+
+@needs_cuda
+@pytest.mark.parametrize("which", [0, -1], ids=["oldest", "newest"])
+def test_accesses_are_128_bits_wide(which):
+    architecture = [a for a in architectures().split() if not a.endswith("virtual")][which]
+    accesses, types = defaultdict(Counter), None
+    for line in cuobjdump("-sass", "-arch", f"sm_{architecture.split('-')[0]}").splitlines():
+        if "Function :" in line:
+            types = kernel_types(line)
+        elif types:
+            assert not re.search(r"\b(LDL|STL)\b", line), (types, line)
+            if found := re.search(r"\b(LDG|STG|LD|ST)\.E[.\w]*?\.(128|256)\b", line):
+                accesses[types][found[1]] += int(found[2]) // 128
+    assert len(accesses) == 48
+    for (param, grad, moment, amsgrad), counted in accesses.items():
+        p, g, m = SIZES[param], SIZES[grad], SIZES[moment]
+        width = 16 // min(p, g, m)
+        packs = max(1, (4 if 8 in (p, g) else 8) // width)
+        moments = 3 if amsgrad else 2
+        loads = packs * width * (p + g + m * moments) // 16
+        stores = packs * width * (p + m * moments) // 16
+        assert counted == {"LDG": loads, "STG": stores}, (param, grad, moment, amsgrad)
+
+
+@needs_cuda
+def test_nothing_is_contracted():
+    if "virtual" not in architectures():
+        pytest.skip("built without PTX")
+    arithmetic = re.findall(r"\b(\w+)((?:\.\w+)*)\.f(?:32|64)\b", cuobjdump("-ptx"))
+    assert not {(name, how) for name, how in arithmetic if name in ("fma", "mad")}
+    for name in ("add", "sub", "mul", "div", "sqrt"):
+        assert {how for other, how in arithmetic if other == name} == {".rn"}, name
+
+
+def configure(tmp_path, *options, **environment):
+    command = ["cmake", "-S", ROOT, "-B", tmp_path, "-GNinja", *options]
+    command += [f"-DPython_EXECUTABLE={sys.executable}"]
+    command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    kept = {k: v for k, v in os.environ.items() if k not in ("CUDAARCHS", "TORCH_CUDA_ARCH_LIST")}
+    return subprocess.run(command, capture_output=True, text=True, env=kept | environment)
+
+
+def test_cuda_configured_off_needs_no_compiler(tmp_path):
+    done = configure(tmp_path, "-DRADAM_FUSED_CUDA=0")
+    assert done.returncode == 0
+    assert "without the CUDA engine" in done.stdout
+
+
+def test_cuda_configured_on_without_a_compiler_is_an_error(tmp_path):
+    done = configure(tmp_path, "-DRADAM_FUSED_CUDA=1", CUDACXX="/nowhere/nvcc")
+    assert done.returncode != 0
+    assert "CUDA" in done.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"TORCH_CUDA_ARCH_LIST": "8.6;9.0a 10.0+PTX"}, "86-real 90a-real 100-real 100-virtual"),
+        ({"CUDAARCHS": "89-real"}, "89-real"),
+    ],
+    ids=str,
+)
+def test_configured_architectures(environment, expected, tmp_path):
+    done = configure(tmp_path, **environment)
+    assert f"the CUDA engine for {expected}, CUDA" in done.stdout, done.stderr
+
+
+@needs_compiler
+def test_an_odd_configured_architecture_is_an_error(tmp_path):
+    done = configure(tmp_path, TORCH_CUDA_ARCH_LIST="Hopper")
+    assert "expected numbers such as 9.0, not Hopper" in " ".join(done.stderr.split())
