@@ -3,11 +3,11 @@ ACTIVE := $(shell python -c 'import sys, torch; \
   print(sys.executable if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) else "")' 2>/dev/null)
 PYTHON := $(or $(ACTIVE),.venv/bin/python)
 export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
-SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*.*)
+SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 SANITIZED := build/sanitized
 
-.PHONY: demo test bench lint format sanitize package clean
+.PHONY: demo test bench gpu lint format sanitize package clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m bench.demo
@@ -18,31 +18,45 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
 
+# On a machine with a GPU, in an environment that has everything: no registry is asked. The results go
+# to $$OUT if that is set.
+gpu:
+	CUDAARCHS=native $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	$(PYTHON) -m pytest -q tests -k gpu --ignore=tests/test_presets.py
+	if command -v compute-sanitizer; then for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  $(PYTHON) -m pytest -q "tests/test_cuda_bits.py::test_drawn_tables_between_guards[gpu-0]" \
+	  || exit 1; done; fi
+	CUDAARCHS=native $(PYTHON) -m bench.gpu
+
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(dir $(PYTHON))clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp')
+	$(dir $(PYTHON))clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 	$(PYTHON) -m mypy
 
 format: $(INSTALLED)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
-	$(dir $(PYTHON))clang-format -i $$(git ls-files '*.h' '*.cpp')
+	$(dir $(PYTHON))clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
-# AddressSanitizer and UndefinedBehaviorSanitizer over the tests of the kernel, in a copy of the package.
+# AddressSanitizer and UndefinedBehaviorSanitizer over the tests of the kernels, the CUDA grid on the
+# host among them, in a copy of the package.
 sanitize: $(INSTALLED)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r radam_fused tests $(SANITIZED) && rm -f $(SANITIZED)/radam_fused/_C.*
-	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DRADAM_SANITIZE=address,undefined \
+	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DRADAM_SANITIZE=address,undefined -DRADAM_FUSED_CUDA=OFF \
 	  -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)') \
 	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SANITIZED)/radam_fused
-	cmake --build $(SANITIZED)/cmake
-	cd $(SANITIZED) && export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	cmake --build $(SANITIZED)/cmake --target _C host_grid
+	cd $(SANITIZED) && export RADAM_HOST_GRID="$$(ls $(CURDIR)/$(SANITIZED)/radam_fused/host_grid.*.so)" \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 && \
 	  $(abspath $(PYTHON)) -c 'from radam_fused import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__' && \
 	  $(abspath $(PYTHON)) -m pytest -q --capture=no -p no:cacheprovider -c /dev/null --rootdir=. \
-	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py
+	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
+	  tests/test_cuda_bits.py tests/test_cuda_graphs.py tests/test_amp.py tests/test_flat.py
 
 # A source archive, a wheel built from it in isolation, and that wheel used in an empty environment.
 package: $(INSTALLED)
@@ -51,8 +65,8 @@ package: $(INSTALLED)
 	build/package/venv/bin/pip install -q build
 	build/package/venv/bin/python -m build -q --sdist --outdir build/package .
 	build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
-	build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
-	build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
+	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
+	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
 	cd build/package && venv/bin/python $(CURDIR)/tests/check_wheel.py
 

@@ -5,9 +5,8 @@ import math
 Shapes = list[tuple[int, ...]]
 
 
-def gpt2() -> Shapes:
-    """GPT-2, 124M parameters, its output layer tied to the embedding."""
-    width, layers = 768, 12
+def gpt2(width: int = 768, layers: int = 12, words: int = 50257) -> Shapes:
+    """GPT-2, by default of 124M parameters, its output layer tied to the embedding."""
     block = [
         *((width,),) * 4,  # two layer norms
         (width, 3 * width),
@@ -19,7 +18,7 @@ def gpt2() -> Shapes:
         (4 * width, width),
         (width,),
     ]
-    return [(50257, width), (1024, width), *block * layers, (width,), (width,)]
+    return [(words, width), (1024, width), *block * layers, (width,), (width,)]
 
 
 def resnet50() -> Shapes:
@@ -38,6 +37,22 @@ def resnet50() -> Shapes:
                 shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
             inputs = 4 * width
     return [*shapes, (1000, 2048), (1000,)]
+
+
+def gpt2_xl(divisor: int = 1) -> Shapes:
+    """GPT-2 XL, 1.6B parameters in 580 tensors; every width over a divisor."""
+    return gpt2(1600 // divisor, 48, 50257 // divisor)
+
+
+def llama3_8b(divisor: int = 1) -> Shapes:
+    """Llama 3 8B, 8.0B parameters in 291 tensors; every width over a divisor."""
+    width, kv, hidden, words = (n // divisor for n in (4096, 1024, 14336, 128256))
+    block = [
+        *[(width, width), (kv, width), (kv, width), (width, width)],
+        *[(hidden, width), (hidden, width), (width, hidden)],
+        *[(width,), (width,)],
+    ]
+    return [(words, width), *block * 32, (width,), (words, width)]
 
 
 CASES: dict[str, Shapes] = {

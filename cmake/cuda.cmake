@@ -40,10 +40,13 @@ if(choose_architectures)
   set(CMAKE_CUDA_ARCHITECTURES "${wanted}" CACHE STRING "CUDA architectures" FORCE)
 endif()
 
-# Each operation rounded by itself, division and roots to IEEE: the bits of the CPU engine.
+# Each operation rounded by itself, division and roots to IEEE: the bits of the CPU engine. The
+# benchmark changes this, to measure what it costs.
+set(RADAM_CUDA_ROUNDING --fmad=false --prec-div=true --prec-sqrt=true --ftz=false
+  CACHE STRING "nvcc's options for rounding")
 add_library(radam_cuda_options INTERFACE)
 target_compile_options(radam_cuda_options INTERFACE
-  --fmad=false --prec-div=true --prec-sqrt=true --ftz=false -Xcompiler=-Wall,-fvisibility=hidden)
+  ${RADAM_CUDA_ROUNDING} -Xcompiler=-Wall,-fvisibility=hidden)
 
 # The step's kernels once for each dtype of the parameter, so that they compile side by side.
 foreach(dtype IN ITEMS double float BFloat16 Half)

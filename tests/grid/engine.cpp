@@ -34,22 +34,6 @@ void run_threads(std::int64_t count, const Thread& thread) {
   for (std::int64_t i = (count + kThreads - 1) / kThreads * kThreads; i-- > 0;) thread(i);
 }
 
-template <typename P>
-void run_blocks(const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
-                std::int64_t blocks) {
-  for_types<P>(types, amsgrad, [&](auto grad, auto moment, auto with_amsgrad) {
-    using G = typename decltype(grad)::type;
-    using M = typename decltype(moment)::type;
-    const auto run = step_thread<P, G, M, decltype(with_amsgrad)::value>;
-    const int threads = the_fault == Fault::one_thread_less ? kThreads - 1 : kThreads;
-    for (std::int64_t block = blocks; block-- > 0;) {
-      if (the_fault == Fault::last_block_left_out && block == blocks - 1) continue;
-      for (int thread = threads; thread-- > 0;) run(arguments, block, thread);
-      if (the_fault == Fault::a_thread_twice) run(arguments, block, 0);
-    }
-  });
-}
-
 }  // namespace
 
 bool is_served(const dlpack::Device& device) {
@@ -77,13 +61,13 @@ void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArgum
   enqueue([=] {
     switch (types.param) {
       case DType::float64:
-        return run_blocks<double>(types, amsgrad, arguments, blocks);
+        return run_blocks<double>(types, amsgrad, arguments, blocks, the_fault);
       case DType::float32:
-        return run_blocks<float>(types, amsgrad, arguments, blocks);
+        return run_blocks<float>(types, amsgrad, arguments, blocks, the_fault);
       case DType::bfloat16:
-        return run_blocks<BFloat16>(types, amsgrad, arguments, blocks);
+        return run_blocks<BFloat16>(types, amsgrad, arguments, blocks, the_fault);
       case DType::float16:
-        return run_blocks<Half>(types, amsgrad, arguments, blocks);
+        return run_blocks<Half>(types, amsgrad, arguments, blocks, the_fault);
     }
   });
 }

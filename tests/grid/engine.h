@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "cuda/grid.h"
+
 namespace radam::cuda {
 
 // As torch.cuda.CUDAGraph: launches between begin() and end() are kept, not run.
@@ -32,5 +34,10 @@ std::int64_t launches();
 // What a launch is to do wrongly, so that tests show that they would notice.
 enum class Fault { none, one_thread_less, last_block_left_out, a_thread_twice };
 void set_fault(Fault fault);
+
+// Every thread of every block; step.cpp is built once for each dtype of the parameter.
+template <typename P>
+void run_blocks(const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
+                std::int64_t blocks, Fault fault);
 
 }  // namespace radam::cuda
