@@ -6,10 +6,19 @@ import multiprocessing
 import os
 from pathlib import Path
 
-from .case_process import allocated, time_case
-from .cases import CASES
+from .case_process import allocated, time_case, time_cycles, time_steps
+from .cases import CASES, MANY
 from .machine import machine
-from .report import BYTES, Results, case_table, draw, targets, targets_table
+from .report import (
+    BYTES,
+    Results,
+    case_table,
+    draw,
+    flat_table,
+    flat_target,
+    targets,
+    targets_table,
+)
 
 
 def main() -> None:
@@ -29,7 +38,15 @@ def main() -> None:
             memory[case] = pool.apply(allocated, [case])
         print(f"\n{case_table(case, results[case])}")
         print(f"bytes that one of our steps allocates: {memory[case]}")
-    checked = targets(results)
+    flat = {}
+    for what, measure in ((f"{MANY}: a step", time_steps), (f"{MANY}: a cycle", time_cycles)):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            flat[what] = pool.apply(measure, [MANY])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        flat["GPT-2 124M: a cycle"] = pool.apply(time_cycles, ["GPT-2 124M"])
+    for what, timings in flat.items():
+        print(f"\n{flat_table(what, timings)}")
+    checked = [*targets(results), flat_target(flat[f"{MANY}: a step"])]
     print(f"\n{targets_table(checked)}")
 
     record = {
@@ -38,6 +55,10 @@ def main() -> None:
         "seconds": {
             case: {name: timing._asdict() for name, timing in timings.items()}
             for case, timings in results.items()
+        },
+        "seconds_flat": {
+            what: {name: timing._asdict() for name, timing in timings.items()}
+            for what, timings in flat.items()
         },
         "bytes_allocated_by_a_step": memory,
         "targets": checked,

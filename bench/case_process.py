@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from .cases import CASES, elements
+from .flat import time_cycles, time_steps
 from .limit import LIMIT, limit
 from .rivals import OURS, rivals_of
 from .timing import Timing, interleave
@@ -17,6 +18,9 @@ def time_case(case: str) -> dict[str, Timing]:
     steps = {rival: make(shapes) for rival, make in rivals_of(shapes).items()}
     steps[LIMIT] = limit(elements(shapes))
     return interleave(steps, 21 if elements(shapes) > 10**8 else 61, case)
+
+
+__all__ = ["allocated", "time_case", "time_cycles", "time_steps"]
 
 
 def allocated(case: str) -> int:

@@ -55,10 +55,13 @@ def llama3_8b(divisor: int = 1) -> Shapes:
     return [(words, width), *block * 32, (width,), (words, width)]
 
 
+# The case of many small tensors, which flat buffers are for.
+MANY = "1,000 tensors of 64x16"
+
 CASES: dict[str, Shapes] = {
     "GPT-2 124M": gpt2(),
     "one 25M tensor": [(25_000_000,)],
-    "1,000 tensors of 64x16": [(64, 16)] * 1000,
+    MANY: [(64, 16)] * 1000,
     "ResNet-50": resnet50(),
 }
 

@@ -12,7 +12,7 @@ from .cases import Shapes
 Step = Callable[[], object]
 
 
-def _parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
+def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     for p in params:
@@ -21,24 +21,24 @@ def _parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
 
 
 def _compiled(shapes: Shapes) -> Step:
-    optimizer = torch.optim.RAdam(_parameters(shapes))
+    optimizer = torch.optim.RAdam(parameters(shapes))
     return torch.compile(optimizer.step)  # type: ignore[no-any-return]
 
 
 def _optimi(shapes: Shapes) -> Step:
     import optimi
 
-    return optimi.RAdam(_parameters(shapes), lr=1e-3).step  # type: ignore[no-any-return]
+    return optimi.RAdam(parameters(shapes), lr=1e-3).step  # type: ignore[no-any-return]
 
 
 def _deepspeed(shapes: Shapes) -> Step:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(_parameters(shapes)).step  # type: ignore[no-any-return]
+    return DeepSpeedCPUAdam(parameters(shapes)).step  # type: ignore[no-any-return]
 
 
 def _torch(cls: type[torch.optim.Optimizer], **options: object) -> Callable[[Shapes], Step]:
-    return lambda shapes: cls(_parameters(shapes), **options).step  # type: ignore[arg-type]
+    return lambda shapes: cls(parameters(shapes), **options).step  # type: ignore[arg-type]
 
 
 OURS = "FusedRAdam"

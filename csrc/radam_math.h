@@ -19,7 +19,7 @@ namespace radam {
 
 // What one step does to the parameter.
 enum class Update : int {
-  none = 0,      // not rectified, no fallback: only the moments move
+  none = 0,       // not rectified, no fallback: only the moments move
   momentum = 1,   // not rectified: SGD with momentum
   rectified = 2,  // rectified adaptive step
   skipped = 3     // nothing moves, the moments neither: a gradient overflowed
@@ -136,9 +136,9 @@ RADAM_INLINE StepCoefficients coefficients(std::int64_t step, const StepOptions&
     const double limit = 2.0 / (1.0 - o.beta2) - 1.0;
     double rho = 2.0 * sums.weighted / sums.total - 1.0;
     rho = limit < rho ? limit : rho;
-    r_t = rho > o.rectify_threshold
-              ? detail::root((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho))
-              : 0.0;
+    r_t = rho > o.rectify_threshold ? detail::root((rho - 4.0) * (rho - 2.0) * limit /
+                                                   ((limit - 4.0) * (limit - 2.0) * rho))
+                                    : 0.0;
   }
   Update update = Update::none;
   double step_size = 0.0;
@@ -153,10 +153,11 @@ RADAM_INLINE StepCoefficients coefficients(std::int64_t step, const StepOptions&
   if (o.decoupled_weight_decay && (update != Update::none || o.decay_skipped_steps)) {
     decay = o.absolute_weight_decay ? 1.0 - o.weight_decay : 1.0 - o.lr * o.weight_decay;
   }
-  return {{(o.maximize ? -1.0 : 1.0) / o.grad_scale,
-           o.decoupled_weight_decay ? 0.0 : o.weight_decay, decay, 1.0 - o.beta1, o.beta2,
-           1.0 - o.beta2, step_size, o.eps_after_bias_correction ? o.eps * root_correction2 : o.eps},
-          update};
+  return {
+      {(o.maximize ? -1.0 : 1.0) / o.grad_scale, o.decoupled_weight_decay ? 0.0 : o.weight_decay,
+       decay, 1.0 - o.beta1, o.beta2, 1.0 - o.beta2, step_size,
+       o.eps_after_bias_correction ? o.eps * root_correction2 : o.eps},
+      update};
 }
 
 }  // namespace radam

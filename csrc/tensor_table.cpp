@@ -235,13 +235,14 @@ TensorTable::TensorTable(py::list params, py::list states, py::object steps, boo
             resolved[kMaxExpAvgSq]};
 
   const Range counts = counters();
-  const bool in_place = counts_on_device_ ? same(counts.device, device_)
-                                          : counts.device.type == dlpack::kCPU;
+  const bool in_place =
+      counts_on_device_ ? same(counts.device, device_) : counts.device.type == dlpack::kCPU;
   if (!in_place || counts.dtype.code != dlpack::kFloat ||
       (counts.dtype.bits != 32 && counts.dtype.bits != 64) ||
       counts.numel != static_cast<std::int64_t>(count)) {
-    throw std::invalid_argument("steps must be one tensor of float32 or float64, on the CPU or, if "
-                                "counted there, on the device");
+    throw std::invalid_argument(
+        "steps must be one tensor of float32 or float64, on the CPU or, if "
+        "counted there, on the device");
   }
   steps_are_float64_ = counts.dtype.bits == 64;
 
@@ -284,8 +285,7 @@ void TensorTable::place_in_flat_buffers() {
       if (!view(row, static_cast<Role>(r), v)) throw std::invalid_argument(what);
       const auto bytes = static_cast<char*>(address(v)) - static_cast<char*>(buffer.address);
       if (r == kParam) row.offset = bytes / scalar_bytes(r);
-      if (bytes != row.offset * scalar_bytes(r) || bytes < 0 ||
-          row.offset + row.numel > scalars) {
+      if (bytes != row.offset * scalar_bytes(r) || bytes < 0 || row.offset + row.numel > scalars) {
         throw std::invalid_argument(std::string(kNames[r]) + " " + std::to_string(i) +
                                     " does not lie in its flat buffer");
       }
@@ -368,24 +368,30 @@ std::optional<std::vector<double>> TensorTable::refresh(bool merge_gaps) {
     std::int64_t coefficients = static_cast<std::int64_t>(i);
     if (!counts_on_device_) {
       // Counted in the counter's own precision, as torch counts.
-      coefficients = coefficients_for(steps_are_float64_
-                                          ? static_cast<const double*>(counts)[i] + 1.0
-                                          : static_cast<const float*>(counts)[i] + 1.0f);
+      coefficients =
+          coefficients_for(steps_are_float64_ ? static_cast<const double*>(counts)[i] + 1.0
+                                              : static_cast<const float*>(counts)[i] + 1.0f);
     }
     active_.push_back(i);
     // The device counts also the steps of a parameter without elements.
     if (row.numel == 0 && !counts_on_device_) continue;
-    const Segment segment{at[kParam],          at[kGrad],  at[kExpAvg], at[kExpAvgSq],
-                          at[kMaxExpAvgSq],    row.numel,  first,       coefficients};
+    const Segment segment{at[kParam],       at[kGrad], at[kExpAvg], at[kExpAvgSq],
+                          at[kMaxExpAvgSq], row.numel, first,       coefficients};
     if (is_flat_ && extends_last(row, segment, merge_gaps)) {
       Segment& last = segments_.back();
-      last.numel = row.numel + (static_cast<char*>(segment.param) - static_cast<char*>(last.param)) /
-                                   scalar_bytes(kParam);
+      last.numel =
+          row.numel + (static_cast<char*>(segment.param) - static_cast<char*>(last.param)) /
+                          scalar_bytes(kParam);
       first = last.first + padded(last.numel);
     } else {
       segments_.push_back(segment);
       first += padded(row.numel);
     }
+  }
+  // Next, every parameter's version is counted up: so much memory was read that they are no longer
+  // in the nearest cache.
+  for (auto i = active_.rbegin(); i != active_.rend(); ++i) {
+    prefetch(rows_[*i].tensors[kParam], rows_[*i].hints[kParam], 1, 2);
   }
   return due_;
 }

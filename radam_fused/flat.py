@@ -1,6 +1,7 @@
 """Parameters side by side in contiguous buffers."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -257,8 +258,6 @@ def _check_apart(named: Sequence[tuple[str, Tensor]]) -> None:
         for name, p in named
         if p.numel() > 0
     )
-    for (device, _, end, name), (next_device, start, _, next_name) in zip(
-        ranges, ranges[1:], strict=False
-    ):
+    for (device, _, end, name), (next_device, start, _, next_name) in pairwise(ranges):
         if device == next_device and start < end:
             raise ValueError(f"{next_name} shares memory with {name}, expected one parameter")

@@ -57,9 +57,7 @@ class Loop:
     def __init__(self, engine, params, **options):
         self.engine = engine
         self.params = on(engine.device, params)
-        self.optimizer = FusedRAdam(
-            self.params, backend="cuda", **{"capturable": True, **options}
-        )
+        self.optimizer = FusedRAdam(self.params, backend="cuda", **{"capturable": True, **options})
         for p in self.params:
             p.grad = torch.zeros_like(p)
         self.reference = FusedRAdam(copies(params), backend="cpu", **options)
@@ -250,7 +248,7 @@ def test_another_set_of_gradients_raises_while_the_graph_lives(engine):
     grad = loop.params[1].grad
     loop.params[1].grad = None
     before = [p.detach().clone() for p in loop.params]
-    with pytest.raises(RuntimeError, match="parameter 1 .* has lost its gradient since"):
+    with pytest.raises(RuntimeError, match=r"parameter 1 .* has lost its gradient since"):
         loop.optimizer.step()
     for p, was in zip(loop.params, before, strict=True):
         assert_same_bits(p.detach(), was)
@@ -325,7 +323,7 @@ def test_a_capturable_checkpoint_keeps_its_counters_on_the_device(engine):
 def test_capturable_needs_an_engine_that_counts_on_the_device():
     with pytest.raises(RuntimeError, match=r"no backend can step parameter 0 of group 0: cuda: "):
         FusedRAdam(parameters((2,)), capturable=True)
-    with pytest.raises(RuntimeError, match="'cpu' cannot step .* capturable=True needs an engine"):
+    with pytest.raises(RuntimeError, match=r"'cpu' cannot step .* capturable=True needs an engine"):
         FusedRAdam(parameters((2,)), capturable=True, backend="cpu")
 
 

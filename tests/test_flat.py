@@ -9,7 +9,15 @@ import torch
 
 from radam_fused import FlatBuffers, FusedRAdam
 
-from .helpers import OPTIONS, assert_same_bits, assert_same_run, copies, gradients, parameters, train
+from .helpers import (
+    OPTIONS,
+    assert_same_bits,
+    assert_same_run,
+    copies,
+    gradients,
+    parameters,
+    train,
+)
 
 SHAPES = [(5, 3), (), (0,), (64, 16), (33,), (1025,)]
 
@@ -53,7 +61,9 @@ def test_flat_is_the_same_run(options, backend):
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.bfloat16, torch.complex64], ids=["float64", "bfloat16", "complex"]
+    "dtype",
+    [torch.float64, torch.bfloat16, torch.complex64],
+    ids=["float64", "bfloat16", "complex"],
 )
 def test_every_dtype(dtype, backend):
     params = parameters(*SHAPES, dtype=dtype)
@@ -138,9 +148,7 @@ def test_optimizer_checkpoints_in_both_directions(to_flat, backend):
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    second = FusedRAdam(
-        copies(first.param_groups[0]["params"]), backend=backend, flatten=to_flat
-    )
+    second = FusedRAdam(copies(first.param_groups[0]["params"]), backend=backend, flatten=to_flat)
     second.load_state_dict(torch.load(file, weights_only=True))
     train(second, steps[5:])
     assert_same_run(second, straight)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 
-from ..cases import Shapes, elements, gpt2_xl, llama3_8b, resnet50
+from ..cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, resnet50
 
 FLAT = "1B flat"
 LLAMA = "Llama 3 8B"
 GPT2_XL = "GPT-2 XL"
-THOUSAND = "1,000 tensors of 64x16"
+THOUSAND = MANY
 AS_ONE = "one tensor of 1,024,000"
 
 # Bytes of an element over all rivals at once: parameters and moments of each, temporaries.

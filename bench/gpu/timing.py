@@ -33,9 +33,7 @@ def _once(step: Callable[[], object], busy: float) -> tuple[float, float]:
     return start.elapsed_time(end) / 1e3, host
 
 
-def interleave(
-    steps: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, GpuTiming]:
+def interleave(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, GpuTiming]:
     """Time each step once a round, all of them in every round."""
     busy = {}
     for name, step in steps.items():

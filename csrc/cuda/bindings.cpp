@@ -47,8 +47,7 @@ const void* scalar(const py::object& tensor, const char* name, const TensorTable
   const Range range = contiguous_range(tensor, name);
   const bool wide = range.dtype.bits == 64 && is_float64 != nullptr;
   if (range.device.type != table.device().type || range.device.id != table.device().id ||
-      range.numel != 1 || range.dtype.code != dlpack::kFloat ||
-      !(range.dtype.bits == 32 || wide)) {
+      range.numel != 1 || range.dtype.code != dlpack::kFloat || !(range.dtype.bits == 32 || wide)) {
     throw std::invalid_argument(std::string(name) +
                                 " must be one float32 number on the parameters' device");
   }
@@ -73,8 +72,8 @@ Queue queue_for(const TensorTable& table, std::uintptr_t stream) {
   return {table.device().id, reinterpret_cast<void*>(stream)};
 }
 
-void host_counted_step(Launch& launch, TensorTable& table, const py::object& workspace, std::uintptr_t stream,
-          const py::list& coefficients) {
+void host_counted_step(Launch& launch, TensorTable& table, const py::object& workspace,
+                       std::uintptr_t stream, const py::list& coefficients) {
   if (table.counts_on_device()) throw std::invalid_argument("the device counts these steps");
   launch.step(queue_for(table, stream), table, workspace_of(workspace, table),
               coefficients_for(table, coefficients));
@@ -82,17 +81,18 @@ void host_counted_step(Launch& launch, TensorTable& table, const py::object& wor
 }
 
 std::optional<Capture> device_counted_step(Launch& launch, TensorTable& table,
-                                     const py::object& workspace, std::uintptr_t stream,
-                                     const py::dict& options, const py::object& lr,
-                                     const py::object& grad_scale, const py::object& found_inf) {
+                                           const py::object& workspace, std::uintptr_t stream,
+                                           const py::dict& options, const py::object& lr,
+                                           const py::object& grad_scale,
+                                           const py::object& found_inf) {
   if (!table.counts_on_device()) throw std::invalid_argument("the host counts these steps");
   PrologueArguments arguments{};
   arguments.options = options_from(options);
   arguments.lr = scalar(lr, "lr", table, &arguments.lr_is_float64);
   arguments.grad_scale = static_cast<const float*>(scalar(grad_scale, "grad_scale", table));
   arguments.found_inf = static_cast<const float*>(scalar(found_inf, "found_inf", table));
-  auto alive = launch.step(queue_for(table, stream), table, workspace_of(workspace, table),
-                           arguments);
+  auto alive =
+      launch.step(queue_for(table, stream), table, workspace_of(workspace, table), arguments);
   table.finish();
   if (alive == nullptr) return std::nullopt;
   return Capture(std::move(alive));

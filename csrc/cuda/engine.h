@@ -1,6 +1,6 @@
 // What a launch asks of the device: three kernels and the watch over a capture. engine.cu serves it
-// with CUDA; the tests have one that runs every block and thread in loops on the host. Everything is
-// enqueued, nothing waits, and an error is thrown with CUDA's own text.
+// with CUDA; the tests have one that runs every block and thread in loops on the host. Everything
+// is enqueued, nothing waits, and an error is thrown with CUDA's own text.
 #pragma once
 
 #include <atomic>

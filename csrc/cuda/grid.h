@@ -93,14 +93,14 @@ struct Pack {
   RADAM_INLINE void load(const E* from) {
     if constexpr (width * sizeof(E) >= kWord) {
       constexpr int in_word = kWord / sizeof(E);
-RADAM_UNROLL
+      RADAM_UNROLL
       for (int w = 0; w < width / in_word; ++w) {
         const Word<E> word = reinterpret_cast<const Word<E>*>(from)[w];
-RADAM_UNROLL
+        RADAM_UNROLL
         for (int i = 0; i < in_word; ++i) elements[w * in_word + i] = word.elements[i];
       }
     } else {
-RADAM_UNROLL
+      RADAM_UNROLL
       for (int i = 0; i < width; ++i) elements[i] = from[i];
     }
   }
@@ -108,15 +108,15 @@ RADAM_UNROLL
   RADAM_INLINE void store(E* to) const {
     if constexpr (width * sizeof(E) >= kWord) {
       constexpr int in_word = kWord / sizeof(E);
-RADAM_UNROLL
+      RADAM_UNROLL
       for (int w = 0; w < width / in_word; ++w) {
         Word<E> word;
-RADAM_UNROLL
+        RADAM_UNROLL
         for (int i = 0; i < in_word; ++i) word.elements[i] = elements[w * in_word + i];
         reinterpret_cast<Word<E>*>(to)[w] = word;
       }
     } else {
-RADAM_UNROLL
+      RADAM_UNROLL
       for (int i = 0; i < width; ++i) to[i] = elements[i];
     }
   }
@@ -149,9 +149,9 @@ RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t count, std:
 // The stored types of a launch: parameter, gradient and moments.
 template <typename P, typename G, typename M, bool amsgrad>
 class Chunk {
-  static constexpr int kNarrowest =
-      sizeof(P) < sizeof(G) ? (sizeof(P) < sizeof(M) ? sizeof(P) : sizeof(M))
-                            : (sizeof(G) < sizeof(M) ? sizeof(G) : sizeof(M));
+  static constexpr int kNarrowest = sizeof(P) < sizeof(G)
+                                        ? (sizeof(P) < sizeof(M) ? sizeof(P) : sizeof(M))
+                                        : (sizeof(G) < sizeof(M) ? sizeof(G) : sizeof(M));
 
  public:
   // Scalars that fill a word of the narrowest type.
@@ -203,7 +203,7 @@ class Chunk {
     detail::Pack<P, width> param[packs];
     detail::Pack<G, width> grad[packs];
     detail::Pack<M, width> exp_avg[packs], exp_avg_sq[packs], max_exp_avg_sq[packs];
-RADAM_UNROLL
+    RADAM_UNROLL
     for (int k = 0; k < packs; ++k) {
       const int pack = first + k * kThreads;
       if (k > 0 && pack >= end) break;
@@ -214,7 +214,7 @@ RADAM_UNROLL
       exp_avg_sq[k].load(exp_avg_sq_ + at);
       if constexpr (amsgrad) max_exp_avg_sq[k].load(max_exp_avg_sq_ + at);
     }
-RADAM_UNROLL
+    RADAM_UNROLL
     for (int k = 0; k < packs; ++k) {
       const int pack = first + k * kThreads;
       if (k > 0 && pack >= end) break;
@@ -234,7 +234,7 @@ RADAM_UNROLL
                                        detail::Pack<M, width>& exp_avg_sq,
                                        detail::Pack<M, width>& max_exp_avg_sq,
                                        const Coefficients<T>& c) {
-RADAM_UNROLL
+    RADAM_UNROLL
     for (int i = 0; i < width; ++i) {
       T p = load(param.elements[i]);
       T m = load(exp_avg.elements[i]);
@@ -263,8 +263,7 @@ RADAM_UNROLL
         update_pack<Update::rectified, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq,
                                                 c);
       } else if (update == Update::momentum) {
-        update_pack<Update::momentum, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq,
-                                               c);
+        update_pack<Update::momentum, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c);
       } else {
         update_pack<Update::none, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c);
       }
@@ -296,8 +295,8 @@ RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int th
   Chunk<P, G, M, amsgrad>(s, begin - s.first).step(thread, step.update, round_to<T>(step.values));
 }
 
-// Calls `call` with the types of a launch: gradient and moment, each in a Type, and whether there is
-// amsgrad. P is the parameter's.
+// Calls `call` with the types of a launch: gradient and moment, each in a Type, and whether there
+// is amsgrad. P is the parameter's.
 template <typename E>
 struct Type {
   using type = E;

@@ -36,8 +36,7 @@ void launch(const Queue& queue, const TensorTable& table, StepArguments& argumen
   const std::int64_t blocks = (last.first + last.numel + kChunk - 1) / kChunk;
   if (blocks == 0) return;
   arguments.count = static_cast<std::int64_t>(segments.size());
-  arguments.segments_per_block =
-      static_cast<float>(arguments.count) / static_cast<float>(blocks);
+  arguments.segments_per_block = static_cast<float>(arguments.count) / static_cast<float>(blocks);
   step(queue, table.types(), table.has_amsgrad(), arguments, blocks);
 }
 

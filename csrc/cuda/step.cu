@@ -5,7 +5,9 @@ namespace {
 
 // Blocks that a multiprocessor has to hold at once: the most at which no register spills.
 template <typename P, typename G>
-constexpr int kBlocks = sizeof(P) == 8 ? 3 : sizeof(G) == 8 ? 5 : 6;
+constexpr int kBlocks = sizeof(P) == 8   ? 3
+                        : sizeof(G) == 8 ? 5
+                                         : 6;
 
 template <typename P, typename G, typename M, bool amsgrad>
 __global__ void __launch_bounds__(kThreads, kBlocks<P, G>)

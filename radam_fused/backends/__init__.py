@@ -49,7 +49,9 @@ def check_name(name: str) -> None:
         raise RuntimeError(f"backend={name!r} is not available: {reason}")
 
 
-def _obstacle(backend: Backend, param: Tensor, differentiable: bool, capturable: bool) -> str | None:
+def _obstacle(
+    backend: Backend, param: Tensor, differentiable: bool, capturable: bool
+) -> str | None:
     """Why a backend that this installation has cannot step a parameter, or None."""
     if differentiable and backend is not eager.BACKEND:
         return "differentiable=True needs the eager backend"

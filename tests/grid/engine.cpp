@@ -45,9 +45,8 @@ std::optional<std::string> unusable(int) {
 }
 
 void upload(const Queue&, const UploadArguments& arguments) {
-  enqueue([=] {
-    run_threads(arguments.count, [&](std::int64_t i) { upload_thread(arguments, i); });
-  });
+  enqueue(
+      [=] { run_threads(arguments.count, [&](std::int64_t i) { upload_thread(arguments, i); }); });
 }
 
 void prologue(const Queue&, const PrologueArguments& arguments) {
