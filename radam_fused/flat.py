@@ -53,6 +53,7 @@ class FlatBuffer:
             self._size += -(-param.numel() // self._unit) * self._unit
         self.data = self.zeros(first.dtype)
         self.grad: Tensor | None = None
+        self._grad_views: list[Tensor] = []
         self._moments: dict[str, tuple[Tensor, list[Tensor]]] = {}
         for slot in self.slots:
             view = slot.view(self.data)
@@ -94,11 +95,11 @@ class FlatBuffer:
 
     def flatten_gradients(self) -> None:
         """Make the gradients views of one buffer, keeping their values."""
-        grad = self.zeros(self.data.dtype)
-        for slot in self.slots:
+        self.grad = self.zeros(self.data.dtype)
+        self._grad_views = [slot.view(self.grad) for slot in self.slots]
+        for slot, view in zip(self.slots, self._grad_views, strict=True):
             if slot.param.grad is not None:
-                slot.view(grad).copy_(slot.param.grad)
-        self.grad = grad
+                view.copy_(slot.param.grad)
         self._attach_gradients()
 
     def zero_gradients(self) -> None:
@@ -108,13 +109,9 @@ class FlatBuffer:
             self._attach_gradients()
 
     def _attach_gradients(self) -> None:
-        assert self.grad is not None
-        for slot in self.slots:
-            if slot.param.requires_grad:
-                start = self.grad.data_ptr() + slot.offset * self.grad.element_size()
-                held = slot.param.grad
-                if held is None or held.data_ptr() != start:
-                    slot.param.grad = slot.view(self.grad)
+        for slot, view in zip(self.slots, self._grad_views, strict=True):
+            if slot.param.grad is not view and slot.param.requires_grad:
+                slot.param.grad = view
 
 
 class FlatBuffers:
@@ -184,6 +181,11 @@ class FlatBuffers:
             for buffer in self.buffers:
                 buffer.zero_gradients()
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradients are kept in buffers."""
+        return any(buffer.grad is not None for buffer in self.buffers)
+
     def of(self, param: Tensor) -> FlatBuffer:
         """The buffer of a parameter."""
         return self._places[id(param)][0]
@@ -237,8 +239,7 @@ class FlatBuffers:
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy makes its own buffers for the copied parameters.
         named = [(slot.name, slot.param) for buffer in self.buffers for slot in buffer.slots]
-        has_gradients = any(buffer.grad is not None for buffer in self.buffers)
-        return _rebuild, (named, has_gradients)
+        return _rebuild, (named, self.has_gradients)
 
 
 def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatBuffers:

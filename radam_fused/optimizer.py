@@ -280,10 +280,7 @@ class FusedRAdam(Optimizer):
             **super().__getstate__(),
             "backend": self.backend,
             "flatten": self.flatten,
-            "flat_gradients": [
-                any(buffer.grad is not None for buffer in flat.buffers)
-                for flat in self.flat_buffers
-            ],
+            "flat_gradients": [flat.has_gradients for flat in self.flat_buffers],
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -292,6 +289,7 @@ class FusedRAdam(Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("flatten", False)
+        self.__dict__.setdefault("flat_buffers", [])
         self._reset()
         for index, group in enumerate(self.param_groups):
             for name in ("maximize", "capturable", "differentiable", "decoupled_weight_decay"):
@@ -364,7 +362,8 @@ class FusedRAdam(Optimizer):
             set_to_none: Set them to None instead of to zero. Gradients in flat buffers are zeroed
                 either way, as that keeps them there.
         """
-        super().zero_grad(set_to_none)
+        if not (self.flat_buffers and all(flat.has_gradients for flat in self.flat_buffers)):
+            super().zero_grad(set_to_none)
         for flat in self.flat_buffers:
             flat.zero_gradients()
 

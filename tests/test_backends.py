@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
-from radam_fused.backends import cpu, extension
+from radam_fused.backends import cpu, cuda, extension
 
 from .helpers import gradients, parameters, train
 
@@ -21,10 +22,38 @@ def test_auto_takes_the_kernel_for_tensors_in_memory():
     assert chosen(train(FusedRAdam(params), gradients(params, 1))) == ["CpuLaunch"]
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_a_backend_that_is_absent_raises_with_the_reason(name):
-    with pytest.raises(RuntimeError, match=f"backend='{name}' is not available: this release"):
-        FusedRAdam(parameters((3,)), backend=name)
+def test_a_backend_that_is_absent_raises_with_the_reason():
+    with pytest.raises(RuntimeError, match="backend='triton' is not available: this release"):
+        FusedRAdam(parameters((3,)), backend="triton")
+
+
+REASONS = {
+    "without-cuda": ("cuda_architectures", "the extension was built without CUDA"),
+    "no-device": ("cuda_unusable", "no CUDA-capable device is detected"),
+}
+
+
+@pytest.mark.parametrize("lacks", REASONS)
+def test_cuda_says_why_it_is_not_there(lacks, monkeypatch):
+    """Whatever this machine has."""
+    stub = types.SimpleNamespace(
+        cuda_architectures="90-real", cuda_unusable=lambda device: REASONS["no-device"][1]
+    )
+    if lacks == "without-cuda":
+        del stub.cuda_architectures
+    monkeypatch.setattr(cuda, "_C", stub)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    served = cuda.BACKEND._replace(unavailable=cuda._unavailable)
+    monkeypatch.setitem(backends.BACKENDS, "cuda", served)
+    with pytest.raises(RuntimeError, match=f"'cuda' is not available: {REASONS[lacks][1]}"):
+        FusedRAdam(parameters((3,)), backend="cuda")
+
+
+def test_cuda_refuses_tensors_elsewhere(grid):
+    p = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    with pytest.raises(RuntimeError, match=r"'cuda' cannot step parameter 0 .* it is on meta"):
+        FusedRAdam([p], backend="cuda")
+    assert "not on a CUDA device" in cuda._refuses(torch.zeros(3))
 
 
 def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
@@ -68,7 +97,9 @@ def test_without_the_extension_auto_runs_eager_and_cpu_says_why(monkeypatch):
 
 
 def test_names_in_the_order_of_auto():
-    assert [*backends.ABSENT, *backends.BACKENDS] == ["cuda", "triton", "cpu", "eager"]
+    assert backends.NAMES == ("cuda", "triton", "cpu", "eager")
+    assert [name for name in backends.NAMES if name in backends.BACKENDS] == [*backends.BACKENDS]
+    assert {*backends.NAMES} == {*backends.BACKENDS, *backends.ABSENT}
 
 
 def test_report():
@@ -76,7 +107,9 @@ def test_report():
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ("cuda", "triton", "cpu", "eager"):
         assert f"\n  {name} " in report
-    assert "cuda     not usable: this release has no CUDA engine" in report
+    reason = backends.BACKENDS["cuda"].unavailable()
+    assert f"cuda     {'not usable: ' + reason if reason else 'usable'}" in report
+    assert f"CUDA             {cuda.architectures() or 'not built'}" in report
     assert "cpu      usable" in report
     assert torch.__version__ in report
     assert cpu.instruction_sets()[0] in report

@@ -75,7 +75,7 @@ def test_sparse_parameter_is_refused_at_construction():
         FusedRAdam([torch.nn.Parameter(torch.eye(2).to_sparse())])
 
 
-def test_capturable_is_refused_at_construction():
+def test_capturable_is_refused_where_nothing_counts_on_the_device():
     with pytest.raises(RuntimeError, match="capturable=True"):
         FusedRAdam(parameters((2,)), capturable=True)
 

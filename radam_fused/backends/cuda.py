@@ -40,24 +40,27 @@ class CudaLaunch:
         self._workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._stream = _current_stream(self._device)
         self._due: list[Coefficients] = []
-        self._inputs: StepInputs | None = None
+        self._inputs: StepInputs | None = None  # None: nothing has a gradient
 
     def refresh(self, inputs: StepInputs) -> bool:
         """See Launch.refresh."""
+        self._inputs = None
         counts = self._table.refresh(inputs.eps)
         if counts is None:
             return False
-        self._inputs = inputs
         if self._counts_on_device:
             inputs.check_capturable(self._device)
-        else:
+            if self._table.rows.ranges > 0:
+                self._inputs = inputs
+        elif counts:
             self._due = [inputs.coefficients(count) for count in counts]
+            self._inputs = inputs
         return True
 
     def run(self) -> Graph | None:
         """See Launch.run."""
         inputs, self._inputs = self._inputs, None
-        if inputs is None or not self._table.rows.active:
+        if inputs is None:
             return None
         stream = _current_stream(self._device)
         if stream != self._stream:
