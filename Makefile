@@ -1,6 +1,6 @@
 # An active environment that has torch is used as it is; otherwise .venv is made and filled.
-ACTIVE := $(shell python -c 'import sys, torch; \
-  print(sys.executable if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) else "")' 2>/dev/null)
+ACTIVE := $(firstword $(shell for python in python python3; do $$python -c 'import sys, torch; \
+  print(sys.executable if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) else "")'; done 2>/dev/null))
 PYTHON := $(or $(ACTIVE),.venv/bin/python)
 export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
 SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/* csrc/*.* csrc/*/*.*)
@@ -20,14 +20,16 @@ bench: $(INSTALLED)
 
 # On a machine with a GPU, in an environment that has everything: no registry is asked. The results go
 # to $$OUT if that is set.
+gpu: export CUDAARCHS ?= native
 gpu:
-	CUDAARCHS=native $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest -q tests -k gpu --ignore=tests/test_presets.py
-	if command -v compute-sanitizer; then for tool in memcheck racecheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	RADAM_FUSED_CUDA=1 $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	$(PYTHON) -c 'from radam_fused.backends import check_name; check_name("cuda")'
+	failed=; $(PYTHON) -m pytest -q tests -k gpu --ignore=tests/test_presets.py || failed="$$failed tests"; \
+	for tool in memcheck racecheck; do if command -v compute-sanitizer; then \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $$tool --error-exitcode 9 \
 	  $(PYTHON) -m pytest -q "tests/test_cuda_bits.py::test_drawn_tables_between_guards[gpu-0]" \
-	  || exit 1; done; fi
-	CUDAARCHS=native $(PYTHON) -m bench.gpu
+	  || failed="$$failed $$tool"; fi; done; \
+	$(PYTHON) -m bench.gpu || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

@@ -22,8 +22,8 @@ if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
 endif()
 
 enable_language(CUDA)
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
-  message(FATAL_ERROR "radam_fused needs CUDA 12.0 or later, found ${CMAKE_CUDA_COMPILER_VERSION}")
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.1)
+  message(FATAL_ERROR "radam_fused needs CUDA 12.1 or later, found ${CMAKE_CUDA_COMPILER_VERSION}")
 endif()
 
 if(choose_architectures)

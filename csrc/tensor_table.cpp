@@ -14,6 +14,9 @@ constexpr std::array<const char*, 5> kNames = {"parameter", "gradient", "exp_avg
 // cache.
 constexpr std::size_t kAhead = 4;
 
+// Bytes to whose multiples radam_fused.flat aligns every parameter.
+constexpr std::int64_t kAlignment = 128;
+
 // Python objects used at every step, made once and never released: they outlive the interpreter's
 // module teardown on purpose.
 struct Interned {
@@ -305,8 +308,10 @@ bool TensorTable::extends_last(const Row& row, const Segment& segment, bool merg
   const auto* const grad = static_cast<const char*>(segment.grad);
   if (grad != static_cast<const char*>(last.grad) + distance * scalar_bytes(kGrad)) return false;
   if (distance == last.numel) return true;
-  // What lies between is padding of ours only where the gradient's buffer is ours as well.
+  // What lies between is padding of ours only where the gradient's buffer is ours as well, and
+  // where no other parameter fits: each takes whole multiples of the alignment.
   return merge_gaps && flat_at_[kGrad] != nullptr &&
+         (distance - last.numel) * scalar_bytes(kParam) < kAlignment &&
          grad == flat_at_[kGrad] + row.offset * scalar_bytes(kGrad);
 }
 

@@ -1,8 +1,10 @@
 """What CUDA graphs hold fast that were captured from a step."""
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .backends import Graph, Launch
@@ -59,11 +61,21 @@ class Captures:
         Raises:
             RuntimeError: A graph exists.
         """
-        if self:
+        if self and not self._all_die():
             raise RuntimeError(
                 f"{what}: replays of the CUDA graph that step() was captured into would ignore "
                 "that; delete the graph first and capture another one afterwards"
             )
+
+    def _all_die(self) -> bool:
+        """Whether the graphs were deleted and only CUDA had not said so yet, which it does late."""
+        if torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+            for _ in range(40):
+                if not self:
+                    return True
+                time.sleep(0.005)
+        return False
 
     def check_gradients(self, stepped: list[bool]) -> None:
         """Raise where other parameters have a gradient than when a graph was captured."""
@@ -91,6 +103,32 @@ class CapturedGroup(dict[str, Any]):
             if not same:
                 self._captures.forbid(f"{key} was set to {value!r}")
         super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if key in _BAKED:
+            self._captures.forbid(f"{key} was removed")
+        super().__delitem__(key)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As dict.update, checking every option."""
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> "CapturedGroup":  # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """As dict.pop, checking the option."""
+        if key in self and key in _BAKED:
+            self._captures.forbid(f"{key} was removed")
+        return super().pop(key, *default)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As dict.setdefault, checking the option."""
+        if key not in self:
+            self[key] = default
+        return self[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)

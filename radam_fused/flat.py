@@ -21,11 +21,13 @@ class Slot(NamedTuple):
         name: The parameter's, as the layout is printed and errors call it.
         param: The parameter, a view of the buffer.
         offset: Its first element's place in the buffer.
+        stride: Its memory order.
     """
 
     name: str
     param: Tensor
     offset: int
+    stride: tuple[int, ...]
 
     def view(self, buffer: Tensor) -> Tensor:
         """The part of a buffer that has the parameter's place, shape and memory order."""
@@ -49,7 +51,7 @@ class FlatBuffer:
         self.slots: list[Slot] = []
         self._size = 0
         for name, param in members:
-            self.slots.append(Slot(name, param, self._size))
+            self.slots.append(Slot(name, param, self._size, param.stride()))
             self._size += -(-param.numel() // self._unit) * self._unit
         self.data = self.zeros(first.dtype)
         self.grad: Tensor | None = None
@@ -74,6 +76,7 @@ class FlatBuffer:
         return (
             param.device == self.data.device
             and param.dtype == self.data.dtype
+            and (param.numel() < 2 or param.stride() == slot.stride)
             and (param.numel() == 0 or param.data_ptr() == expected)
         )
 
@@ -110,7 +113,9 @@ class FlatBuffer:
 
     def _attach_gradients(self) -> None:
         for slot, view in zip(self.slots, self._grad_views, strict=True):
-            if slot.param.grad is not view and slot.param.requires_grad:
+            if not slot.param.requires_grad:
+                slot.param.grad = None  # frozen: not to be stepped
+            elif slot.param.grad is not view:
                 slot.param.grad = view
 
 
@@ -166,6 +171,9 @@ class FlatBuffers:
 
     def flatten_gradients(self) -> None:
         """Make the gradients views of contiguous buffers, in which autograd then accumulates.
+
+        Parameters that need a gradient and have none get one of zeros, so a step moves their
+        moments too, as after ``zero_grad(set_to_none=False)``.
 
         A step is then one range, but autograd no longer hands over the tensors that it has
         computed: they are added to the buffer, which has to be zeroed before. A gradient that is
@@ -231,7 +239,7 @@ class FlatBuffers:
         for buffer in self.buffers:
             dtype = str(buffer.data.dtype).removeprefix("torch.")
             lines.append(f"{buffer.data.device} {dtype}, {len(buffer.data)} elements")
-            for name, param, offset in buffer.slots:
+            for name, param, offset, _ in buffer.slots:
                 end = offset + param.numel()
                 lines.append(f"  {offset}..{end}  {name} {tuple(param.shape)}")
         return "\n".join(lines)

@@ -64,7 +64,8 @@ def radam_step_(
     Raises:
         ValueError: An argument is out of range, or a tensor does not fit its parameter.
         TypeError: A parameter has an unsupported dtype.
-        RuntimeError: A gradient is sparse, or the backend asked for cannot serve.
+        RuntimeError: A gradient is sparse, the backend asked for cannot serve, or a CUDA graph is
+            being captured.
     """
     group = {
         "lr": lr,
@@ -83,6 +84,11 @@ def radam_step_(
         "decay_skipped_steps": decay_skipped_steps,
     }
     hyperparameters.check(group)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "radam_step_ counts on the host, so a graph would repeat one and the same step; "
+            "capture FusedRAdam(capturable=True)"
+        )
     amsgrad = max_exp_avg_sqs is not None
     lists: dict[str, Sequence[Tensor]] = {
         "step": state_steps,

@@ -28,7 +28,8 @@ class StepInputs:
     ) -> None:
         self._group = group
         self._grad_scale = grad_scale
-        self._found_inf = found_inf
+        # A scaler that has found no gradient at all leaves the plain number 0.
+        self._found_inf = found_inf if isinstance(found_inf, Tensor) else None
 
     @property
     def eps(self) -> float:

@@ -127,7 +127,8 @@ class FusedRAdam(Optimizer):
             moment can no longer decay. :meth:`load_state_dict` keeps the dtype they were saved in.
         flatten: Move the parameters of each group, and their moments, into contiguous buffers
             (:class:`FlatBuffers`, kept as ``flat_buffers``). Gradients stay where autograd puts
-            them, unless ``flat_buffers[i].flatten_gradients()`` is called.
+            them, unless ``flat_buffers[i].flatten_gradients()`` is called; a step is then one range
+            for all parameters with the same step count, where the host counts.
         backend: "auto", or the name of the one that has to serve: "cuda", "cpu" or "eager".
 
     State (under torch's keys, for each parameter): ``step``, a 0-d float32 tensor on the CPU
@@ -498,7 +499,8 @@ class FusedRAdam(Optimizer):
                 if work is None:
                     raise RuntimeError("the tensors changed while the step was prepared")
         except BaseException:
-            self._forget_plans()  # they hold gradients
+            if not self._captures:  # which a new plan would part from their counters
+                self._forget_plans()  # they hold gradients
             raise
         if self._captures:
             self._captures.check_gradients(self._have_gradients())

@@ -48,6 +48,7 @@ class HostGrid:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(cuda, "_C", self.module)
         monkeypatch.setattr(cuda, "_current_stream", lambda device: 0)
+        monkeypatch.setattr(cuda, "_current_device", lambda device: contextlib.nullcontext())
         served = cuda.BACKEND._replace(unavailable=lambda: None, refuses=backends.cpu._refuses)
         monkeypatch.setitem(backends.BACKENDS, "cuda", served)
 

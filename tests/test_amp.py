@@ -54,6 +54,18 @@ def test_overflow_changes_nothing(place):
     assert plain.state[plain.param_groups[0]["params"][0]]["step"] == 8
 
 
+def test_a_scaler_that_found_no_gradient(place):
+    """torch's scaler then leaves the number 0 instead of a tensor."""
+    params = parameters((5,))
+    optimizer = FusedRAdam(params, backend=place[0])
+    step_both([optimizer], gradients(params, 1)[0])
+    before = params[0].detach().clone()
+    params[0].grad = None
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), 0
+    optimizer.step()
+    assert_same_bits(params[0].detach(), before)
+
+
 def test_the_gradients_stay_scaled(place):
     [p] = parameters((5,))
     optimizer = FusedRAdam([p], backend=place[0])
@@ -140,6 +152,7 @@ def test_without_a_verdict_an_overflow_would_be_noticed(place):
     assert not p.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_scaled_steps_on_a_gpu_stay_on_it():
     if not torch.cuda.is_available():
         pytest.skip("no GPU")

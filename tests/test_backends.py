@@ -29,7 +29,7 @@ def test_a_backend_that_is_absent_raises_with_the_reason():
 
 REASONS = {
     "without-cuda": ("cuda_architectures", "the extension was built without CUDA"),
-    "no-device": ("cuda_unusable", "no CUDA-capable device is detected"),
+    "no-device": ("cuda_missing", "no CUDA-capable device is detected"),
 }
 
 
@@ -37,7 +37,7 @@ REASONS = {
 def test_cuda_says_why_it_is_not_there(lacks, monkeypatch):
     """Whatever this machine has."""
     stub = types.SimpleNamespace(
-        cuda_architectures="90-real", cuda_unusable=lambda device: REASONS["no-device"][1]
+        cuda_architectures="90-real", cuda_missing=lambda: REASONS["no-device"][1]
     )
     if lacks == "without-cuda":
         del stub.cuda_architectures

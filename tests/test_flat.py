@@ -216,6 +216,7 @@ def test_a_parameter_that_gets_its_first_gradient_late(backend):
 MOVES = {
     "re-pointed": lambda p: setattr(p, "data", p.detach().clone()),
     "half": lambda p: setattr(p, "data", p.detach().half()),
+    "strided": lambda p: setattr(p, "data", p.detach().as_strided((len(p),), (0,))),
     "swapped": lambda p: setattr(p, "data", p.detach()[torch.arange(len(p)).flip(0)]),
 }
 
@@ -343,6 +344,29 @@ class TestGradients:
                 self.accumulate(optimizer, grads)
                 optimizer.step()
             assert_same_run(flat, plain)
+
+    @pytest.mark.parametrize("hole", ["none", "frozen", "never"])
+    def test_padding_is_stepped_over_but_no_parameter(self, hole, backend):
+        params, flat, plain = self.pair(backend, [(5,), (5,), (5,), (32,)], weight_decay=0.1)
+        for t, grads in enumerate(gradients(params, 9)):
+            for optimizer in (flat, plain):
+                optimizer.zero_grad()
+                middle = optimizer.param_groups[0]["params"][1]
+                if hole == "frozen" and t == 3:
+                    middle.requires_grad_(False)
+                    optimizer.zero_grad()
+                self.accumulate(optimizer, grads)
+                if hole == "never" or t > 2:
+                    middle.grad = None
+                optimizer.step()
+            assert_same_run(flat, plain)
+
+    def test_a_frozen_parameter_has_no_flat_gradient(self):
+        _, flat, _ = self.pair("cpu")
+        p = flat.param_groups[0]["params"][0]
+        p.requires_grad_(False)
+        flat.zero_grad()
+        assert p.grad is None
 
     def test_they_survive_a_copy(self):
         params, flat, _ = self.pair("cpu")

@@ -12,6 +12,7 @@ from .test_cuda_bits import assert_same_on_both, on, pair, step_both
 pytestmark = [
     pytest.mark.skipif(gpu_is_missing() is not None, reason=str(gpu_is_missing())),
     pytest.mark.filterwarnings("ignore:This instance was constructed with capturable"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
 ]
 
 
@@ -121,7 +122,7 @@ def test_parameters_on_the_cpu_and_on_a_gpu():
     assert_same_on_both(ours, theirs)
 
 
-def test_deepcopied_and_moved_checkpoints():
+def test_a_checkpoint_moves_to_the_cpu():
     params = parameters((40,))
     ours, theirs = pair(Gpu, params)
     steps = gradients(params, 8)

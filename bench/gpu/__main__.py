@@ -16,6 +16,7 @@ from ..limit import LIMIT
 from ..machine import machine
 from ..report import BYTES
 from ..rivals import OURS
+from . import variant
 from .cases import AS_ONE, CASES, FLAT, GPT2_XL, LLAMA, THOUSAND
 from .limit import COPY, limits
 from .rivals import COMPILED, FOREACH, FUSED_ADAMW, ROUGHLY, Rivals
@@ -46,7 +47,8 @@ def time_case(case: str, with_compiled: bool) -> tuple[int, int, dict[str, GpuTi
     return elements(shapes), len(shapes), interleave(steps, 21)
 
 
-def in_a_process(case: str) -> tuple[int, int, dict[str, GpuTiming]]:
+def in_a_process(case: str) -> tuple[int, int, dict[str, GpuTiming]] | None:
+    """What time_case returns, or None where even without torch.compile it fails."""
     for with_compiled in (True, False):
         if with_compiled and len(CASES[case]()) > 600:
             continue
@@ -57,7 +59,9 @@ def in_a_process(case: str) -> tuple[int, int, dict[str, GpuTiming]]:
                 )
             except multiprocessing.TimeoutError:
                 print(f"{case}: torch.compile took more than {COMPILE_SECONDS} s, left out")
-    raise AssertionError("not reached")
+            except Exception as error:
+                print(f"{case}, {'with' if with_compiled else 'without'} torch.compile: {error}")
+    return None
 
 
 def table(case: str, size: int, timings: dict[str, GpuTiming]) -> str:
@@ -85,6 +89,8 @@ def targets(results: Results) -> list[dict[str, Any]]:
         if rival in timings:
             share = getattr(timings[ours], clock).median / getattr(timings[rival], clock).median
             checked.append(_checked(case, f"{clock} time over {rival}", bound, share))
+        else:
+            print(f"not measured: {case}, {clock} time over {rival}")
     if AS_ONE in results and THOUSAND in results:
         one, flat = results[AS_ONE][OURS].device, results[THOUSAND][OURS_FLAT].device
         what = "device time of flatten=True over that of one tensor"
@@ -114,10 +120,14 @@ def main() -> None:
         "cuda_of_torch": torch.version.cuda,
     }
     print(f"{where['gpu']}, commit {where['commit']}")
+    variant.build()
     results: Results = {}
     record: dict[str, Any] = {"machine": where, "bytes_per_element": BYTES, "cases": {}}
     for case in CASES:
-        size, count, results[case] = in_a_process(case)
+        measured = in_a_process(case)
+        if measured is None:
+            continue
+        size, count, results[case] = measured
         print(f"\n{table(f'{case}: {size:,} elements, {count} tensors', size, results[case])}")
         record["cases"][case] = {
             "elements": size,
@@ -127,10 +137,11 @@ def main() -> None:
                 for name, timing in results[case].items()
             },
         }
-        record["targets"] = targets(results)
         # After every case: what was measured is kept whatever comes later.
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "gpu.json").write_text(json.dumps(record, indent=2) + "\n")
+    record["targets"] = targets(results)
+    (folder / "gpu.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"\n{tabulate(record['targets'], headers='keys', floatfmt='.3f')}")
     print(f"\nwritten: {folder / 'gpu.json'}")
 

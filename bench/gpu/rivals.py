@@ -44,8 +44,12 @@ class Rivals:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             optimizer.step()
-        self._kept = optimizer
-        return graph.replay
+
+        def replay() -> FusedRAdam:
+            graph.replay()
+            return optimizer  # whose memory the graph uses
+
+        return replay
 
     def _roughly(self) -> Step:
         optimizer = self._ours()

@@ -15,18 +15,24 @@ from ..limit import BUILD, SOURCE
 ROUGHLY = ["--fmad=true", "--prec-div=false", "--prec-sqrt=false", "--ftz=true"]
 
 
-@cache
-def _module() -> Any:
+BUILT = BUILD / "roughly"
+
+
+def build() -> None:
+    """Build it, once for all cases."""
     import pybind11
 
-    build = BUILD / "roughly"
-    configure = ["cmake", "-S", str(SOURCE.parents[1]), "-B", str(build), "-GNinja"]
+    configure = ["cmake", "-S", str(SOURCE.parents[1]), "-B", str(BUILT), "-GNinja"]
     configure += ["-DRADAM_FUSED_CUDA=1", f"-DRADAM_CUDA_ROUNDING={';'.join(ROUGHLY)}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    for command in (configure, ["cmake", "--build", str(build), "--target", "_C"]):
+    for command in (configure, ["cmake", "--build", str(BUILT), "--target", "_C"]):
         subprocess.run(command, check=True, capture_output=True)
-    [path] = build.glob("_C.*.so")
+
+
+@cache
+def _module() -> Any:
+    [path] = BUILT.glob("_C.*.so")
     spec = importlib.util.spec_from_file_location("_C", path)
     assert spec is not None
     assert spec.loader is not None

@@ -75,8 +75,13 @@ Queue queue_for(const TensorTable& table, std::uintptr_t stream) {
 void host_counted_step(Launch& launch, TensorTable& table, const py::object& workspace,
                        std::uintptr_t stream, const py::list& coefficients) {
   if (table.counts_on_device()) throw std::invalid_argument("the device counts these steps");
-  launch.step(queue_for(table, stream), table, workspace_of(workspace, table),
-              coefficients_for(table, coefficients));
+  const Queue queue = queue_for(table, stream);
+  void* const memory = workspace_of(workspace, table);
+  const auto steps = coefficients_for(table, coefficients);
+  {
+    const py::gil_scoped_release release;  // a full queue makes a launch wait
+    launch.step(queue, table, memory, steps);
+  }
   table.finish();
 }
 
@@ -91,8 +96,16 @@ std::optional<Capture> device_counted_step(Launch& launch, TensorTable& table,
   arguments.lr = scalar(lr, "lr", table, &arguments.lr_is_float64);
   arguments.grad_scale = static_cast<const float*>(scalar(grad_scale, "grad_scale", table));
   arguments.found_inf = static_cast<const float*>(scalar(found_inf, "found_inf", table));
-  auto alive =
-      launch.step(queue_for(table, stream), table, workspace_of(workspace, table), arguments);
+  const Range counters = table.counters();
+  arguments.counters = counters.address;
+  arguments.counters_are_float64 = counters.dtype.bits == 64;
+  const Queue queue = queue_for(table, stream);
+  void* const memory = workspace_of(workspace, table);
+  std::shared_ptr<const std::atomic<bool>> alive;
+  {
+    const py::gil_scoped_release release;
+    alive = launch.step(queue, table, memory, arguments);
+  }
   table.finish();
   if (alive == nullptr) return std::nullopt;
   return Capture(std::move(alive));
@@ -103,6 +116,7 @@ std::optional<Capture> device_counted_step(Launch& launch, TensorTable& table,
 void bind(py::module_& m) {
   m.attr("cuda_chunk") = kChunk;
   m.attr("cuda_architectures") = RADAM_CUDA;
+  m.def("cuda_missing", &missing);
   m.def("cuda_unusable", &unusable, py::arg("device"));
   m.def("cuda_workspace_bytes", &Launch::workspace_bytes, py::arg("rows"));
   py::class_<Capture>(m, "Capture", py::module_local())

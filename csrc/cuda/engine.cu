@@ -14,6 +14,12 @@ void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
 }
 
+std::optional<std::string> text_of(cudaError_t error) {
+  if (error == cudaSuccess) return std::nullopt;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 // The queue's device as the current one, for as long as this lives.
 class DeviceGuard {
  public:
@@ -66,18 +72,15 @@ bool is_served(const dlpack::Device& device) {
   return device.type == dlpack::kCUDA;
 }
 
-std::optional<std::string> unusable(int device) {
+std::optional<std::string> missing() {
   int count = 0;
-  cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaSuccess && device >= count) error = cudaErrorInvalidDevice;
-  if (error == cudaSuccess) {
-    const DeviceGuard guard(device);
-    cudaFuncAttributes attributes;
-    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&upload_kernel));
-  }
-  if (error == cudaSuccess) return std::nullopt;
-  cudaGetLastError();
-  return cudaGetErrorString(error);
+  return text_of(cudaGetDeviceCount(&count));
+}
+
+std::optional<std::string> unusable(int device) {
+  const DeviceGuard guard(device);
+  cudaFuncAttributes attributes;
+  return text_of(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&upload_kernel)));
 }
 
 void upload(const Queue& queue, const UploadArguments& arguments) {

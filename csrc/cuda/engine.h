@@ -21,7 +21,10 @@ struct Queue {
 
 bool is_served(const dlpack::Device& device);
 
-// Why no kernel can run on a device, or nothing.
+// Why there is no device, or nothing.
+std::optional<std::string> missing();
+
+// Why no kernel can run on a device, or nothing. Starts the device.
 std::optional<std::string> unusable(int device);
 
 void upload(const Queue& queue, const UploadArguments& arguments);

@@ -42,11 +42,7 @@ struct StepArguments {
 
 // The arguments of a kernel carry larger tables into device memory: they are copied by value, also
 // into a captured graph, so no host memory has to outlive the call.
-#if defined(CUDART_VERSION) && CUDART_VERSION < 12010
-constexpr std::size_t kUploadWords = (4096 - 16) / 8;
-#else
-constexpr std::size_t kUploadWords = (32764 - 16) / 8;
-#endif
+constexpr std::size_t kUploadWords = (32764 - 16) / 8;  // 32,764 bytes since CUDA 12.1
 
 struct UploadArguments {
   std::uint64_t* to;

@@ -87,12 +87,9 @@ std::shared_ptr<const std::atomic<bool>> Launch::step(const Queue& queue, const 
   was_captured_ |= watch != nullptr;
   if (segments.empty()) return watch;
   upload_segments(queue, segments, workspace);
-  const Range counters = table.counters();
   prologue_arguments.segments = static_cast<const Segment*>(workspace);
   prologue_arguments.count = static_cast<std::int64_t>(segments.size());
   prologue_arguments.coefficients = coefficients_in(workspace, table);
-  prologue_arguments.counters = counters.address;
-  prologue_arguments.counters_are_float64 = counters.dtype.bits == 64;
   prologue(queue, prologue_arguments);
   StepArguments arguments{};
   arguments.segments = prologue_arguments.segments;

@@ -18,8 +18,8 @@ class Launch {
   void step(const Queue& queue, const TensorTable& table, void* workspace,
             const std::vector<StepCoefficients>& coefficients);
 
-  // The same counted on the device; `prologue` says what the coefficients are computed from, and
-  // everything else is filled in. Returns what watch_capture() does.
+  // The same counted on the device; `prologue` says what the coefficients are computed from and
+  // where the counters are, and the tables are filled in. Returns what watch_capture() does.
   std::shared_ptr<const std::atomic<bool>> step(const Queue& queue, const TensorTable& table,
                                                 void* workspace, PrologueArguments prologue);
 

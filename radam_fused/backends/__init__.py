@@ -78,7 +78,8 @@ def select(
     check_name(name)
     reasons = {}
     for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
-        reason = backend.unavailable() or _obstacle(backend, param, differentiable, capturable)
+        # In this order, because to ask for a GPU is to start CUDA.
+        reason = _obstacle(backend, param, differentiable, capturable) or backend.unavailable()
         if reason is None:
             return backend
         reasons[backend.name] = reason

@@ -1,6 +1,7 @@
 """The CUDA engine: csrc/cuda through the extension."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,11 @@ def architectures() -> str | None:
 def _current_stream(device: torch.device) -> int:
     """Handle of the caller's stream."""
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def _current_device(device: torch.device) -> AbstractContextManager[object]:
+    """The parameters' device as the current one; torch's, which leaves no context elsewhere."""
+    return torch.cuda.device(device)
 
 
 class CudaLaunch:
@@ -69,12 +75,13 @@ class CudaLaunch:
             self._stream = stream
         self._table.announce_writes()
         graph: Graph | None = None
-        if self._counts_on_device:
-            graph = self._kernels.counting_step(
-                self._table.rows, self._workspace, stream, *inputs.on_device(self._device)
-            )
-        else:
-            self._kernels.step(self._table.rows, self._workspace, stream, self._due)
+        with _current_device(self._device):
+            if self._counts_on_device:
+                graph = self._kernels.counting_step(
+                    self._table.rows, self._workspace, stream, *inputs.on_device(self._device)
+                )
+            else:
+                self._kernels.step(self._table.rows, self._workspace, stream, self._due)
         self._table.write_back()
         return graph
 
@@ -90,13 +97,13 @@ def _unavailable() -> str | None:
         return "the extension was built without CUDA, because no nvcc was found or wanted"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
-    reason: str | None = _C.cuda_unusable(0)
+    reason: str | None = _C.cuda_missing()
     return reason
 
 
 @cache
 def _unusable(device: int) -> str | None:
-    reason: str | None = _C.cuda_unusable(device)
+    reason: str | None = None if architectures() is None else _C.cuda_unusable(device)
     return reason
 
 

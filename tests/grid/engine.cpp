@@ -40,6 +40,10 @@ bool is_served(const dlpack::Device& device) {
   return device.type == dlpack::kCPU;
 }
 
+std::optional<std::string> missing() {
+  return std::nullopt;
+}
+
 std::optional<std::string> unusable(int) {
   return std::nullopt;
 }
