@@ -60,13 +60,14 @@ sanitize: $(INSTALLED)
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
 	  tests/test_cuda_bits.py tests/test_cuda_graphs.py tests/test_amp.py tests/test_flat.py
 
-# A source archive, a wheel built from it in isolation, and that wheel used in an empty environment.
+# A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), and
+# that wheel used in an empty environment.
 package: $(INSTALLED)
 	rm -rf build/package && mkdir -p build/package
 	$(PYTHON) -m venv build/package/venv
 	build/package/venv/bin/pip install -q build
 	build/package/venv/bin/python -m build -q --sdist --outdir build/package .
-	build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
+	CUDAARCHS=90-real build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,4 +17,5 @@ for part in ("triton_kernels/__init__.py", "backends/native.py", "py.typed"):
 loader = importlib.machinery.ExtensionFileLoader("_C", str(library))
 extension = importlib.util.module_from_spec(importlib.util.spec_from_loader("_C", loader))
 loader.exec_module(extension)
+assert hasattr(extension, "cuda_architectures") == bool(shutil.which("nvcc"))
 print("wheel without torch:", package.name, extension.instruction_sets())

@@ -16,6 +16,12 @@ from radam_fused.backends import cuda
 ROOT = Path(__file__).parents[1]
 
 
+def with_tools(**more):
+    """The environment, with the tools that lie beside this Python."""
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
+    return os.environ | {"PATH": path} | more
+
+
 @cache
 def host_grid():
     """The extension over the host's engine, built on first use unless RADAM_HOST_GRID names it."""
@@ -28,7 +34,7 @@ def host_grid():
         configure += [f"-DPython_EXECUTABLE={sys.executable}"]
         configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         for command in (configure, ["cmake", "--build", build, "--target", "host_grid"]):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=with_tools())
             assert done.returncode == 0, done.stdout + done.stderr
         [path] = (build / "tests" / "grid").glob("host_grid*.so")
     spec = importlib.util.spec_from_file_location("host_grid", path)

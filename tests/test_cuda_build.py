@@ -16,6 +16,8 @@ import pytest
 import radam_fused
 from radam_fused.backends.cuda import architectures
 
+from .cuda_engines import with_tools
+
 ROOT = Path(radam_fused.__file__).parents[1]
 CUDA_WANTED = shutil.which("nvcc") and os.environ.get("RADAM_FUSED_CUDA", "AUTO") == "AUTO"
 
@@ -114,8 +116,10 @@ def configure(tmp_path, *options, **environment):
     command = ["cmake", "-S", ROOT, "-B", tmp_path, "-GNinja", *options]
     command += [f"-DPython_EXECUTABLE={sys.executable}"]
     command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    kept = {k: v for k, v in os.environ.items() if k not in ("CUDAARCHS", "TORCH_CUDA_ARCH_LIST")}
-    return subprocess.run(command, capture_output=True, text=True, env=kept | environment)
+    kept = with_tools(**environment)
+    for name in {"CUDAARCHS", "TORCH_CUDA_ARCH_LIST"} - set(environment):
+        kept.pop(name, None)
+    return subprocess.run(command, capture_output=True, text=True, env=kept)
 
 
 def test_cuda_configured_off_needs_no_compiler(tmp_path):

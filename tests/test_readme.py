@@ -70,6 +70,9 @@ def test_figures_are_the_recorded_ones():
         for rival, cell in told.items():
             ms = f"{timings[rival]['median'] * 1e3:.2f}" if rival in timings else "not run"
             assert cell == ms, (case, rival)
+    for what, timings in record["seconds_flat"].items():
+        for name, timing in timings.items():
+            assert [what, name, f"{timing['median'] * 1e3:.2f}"] in rows
     for target in record["targets"]:
         reached = "reached" if target["reached"] else "missed"
         shown = [*map(target.get, ("case", "against", "must be")), f"{target['is']:.3f}", reached]
