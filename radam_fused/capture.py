@@ -8,26 +8,10 @@ import torch
 from torch import Tensor
 
 from .backends import Graph, Launch
+from .hyperparameters import COEFFICIENT_NAMES
 
 # The options that a replay no longer reads; a learning rate that is a tensor is not baked in.
-_BAKED = frozenset(
-    (
-        "lr",
-        "betas",
-        "eps",
-        "weight_decay",
-        "maximize",
-        "capturable",
-        "decoupled_weight_decay",
-        "amsgrad",
-        "rectify",
-        "rectify_threshold",
-        "degenerated_to_sgd",
-        "eps_after_bias_correction",
-        "absolute_weight_decay",
-        "decay_skipped_steps",
-    )
-)
+_BAKED = frozenset((*COEFFICIENT_NAMES, "amsgrad", "capturable"))
 
 
 class Captures:

@@ -22,7 +22,7 @@ OWN_DEFAULTS: dict[str, Any] = {
 }
 
 # What a step's coefficients are computed from.
-_COEFFICIENT_NAMES = (
+COEFFICIENT_NAMES = (
     "lr",
     "betas",
     "eps",
@@ -49,7 +49,7 @@ def coefficient_arguments(group: Mapping[str, Any]) -> dict[str, Any]:
     A tensor learning rate becomes a number, or a float64 tensor where the step is differentiable.
     """
     arguments = {
-        name: group[name] if name in group else OWN_DEFAULTS[name] for name in _COEFFICIENT_NAMES
+        name: group[name] if name in group else OWN_DEFAULTS[name] for name in COEFFICIENT_NAMES
     }
     lr = arguments["lr"]
     if isinstance(lr, Tensor):
