@@ -89,7 +89,7 @@ def check_state(param: Tensor, state: dict[str, Any], name: str) -> None:
     for key in ("step", "exp_avg", "exp_avg_sq"):
         if key not in state:
             raise KeyError(f"state of {name} has no {key!r}")
-    expected_dtypes = (arithmetic_dtype(param), param.dtype)
+    expected_dtypes: tuple[torch.dtype, ...] = (arithmetic_dtype(param), param.dtype)
     for key in MOMENTS:
         if key not in state:
             continue
@@ -104,6 +104,7 @@ def check_state(param: Tensor, state: dict[str, Any], name: str) -> None:
             raise ValueError(
                 f"{key} of {name} has dtype {moment.dtype}, expected {expected_dtypes[0]}"
             )
+        expected_dtypes = (moment.dtype,)  # of all that follow, as engines have it
 
 
 def new_states(

@@ -75,6 +75,18 @@ def test_sparse_parameter_is_refused_at_construction():
         FusedRAdam([torch.nn.Parameter(torch.eye(2).to_sparse())])
 
 
+def test_moments_of_two_dtypes_are_refused():
+    [p] = parameters((4,), dtype=torch.bfloat16)
+    optimizer = FusedRAdam([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.state[p]["exp_avg_sq"] = optimizer.state[p]["exp_avg_sq"].bfloat16()
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"exp_avg_sq of .* has dtype torch.bfloat16, expected to"):
+        optimizer.step()
+    assert torch.equal(p, before)
+
+
 def test_capturable_is_refused_where_nothing_counts_on_the_device():
     with pytest.raises(RuntimeError, match="capturable=True"):
         FusedRAdam(parameters((2,)), capturable=True)

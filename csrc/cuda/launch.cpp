@@ -30,6 +30,15 @@ StepCoefficients* coefficients_in(void* workspace, const TensorTable& table) {
   return reinterpret_cast<StepCoefficients*>(static_cast<Segment*>(workspace) + table.size());
 }
 
+// Throws where no kernel has these types.
+void check_types(const TensorTable& table) {
+  const SegmentTypes& types = table.types();
+  if (types.exp_avg_sq != types.exp_avg ||
+      (table.has_amsgrad() && types.max_exp_avg_sq != types.exp_avg)) {
+    throw std::invalid_argument("the moments of a parameter must have one dtype");
+  }
+}
+
 void launch(const Queue& queue, const TensorTable& table, StepArguments& arguments) {
   const std::vector<Segment>& segments = table.segments();
   const Segment& last = segments.back();
@@ -61,6 +70,7 @@ void Launch::upload_segments(const Queue& queue, const std::vector<Segment>& seg
 void Launch::step(const Queue& queue, const TensorTable& table, void* workspace,
                   const std::vector<StepCoefficients>& coefficients) {
   const std::vector<Segment>& segments = table.segments();
+  check_types(table);
   if (segments.empty()) return;
   StepArguments arguments{};
   if (segments.size() <= kFewSegments) {
@@ -83,6 +93,7 @@ std::shared_ptr<const std::atomic<bool>> Launch::step(const Queue& queue, const 
                                                       void* workspace,
                                                       PrologueArguments prologue_arguments) {
   const std::vector<Segment>& segments = table.segments();
+  check_types(table);
   auto watch = watch_capture(queue);
   was_captured_ |= watch != nullptr;
   if (segments.empty()) return watch;
