@@ -449,20 +449,20 @@ def test_copied_parameters_follow_by_hand():
 
 
 def test_threads_step_one_after_the_other():
-    """And a gradient dropped by another thread keeps its memory until the kernel is done."""
+    """The gradients outlive the test: torch itself must not free one while another thread reads it."""
     [p] = parameters((400_000,))
     optimizer = FusedRAdam([p], backend="cpu")
-    errors = []
+    errors, kept = [], [torch.ones(400_000) for _ in range(60)]
 
     def work(grads):
         try:
-            for _ in range(30):
-                p.grad = torch.ones(400_000) if grads else None
+            for i in range(30):
+                p.grad = kept[30 * (grads // 2) + i] if grads else None
                 optimizer.step()
         except Exception as error:  # shown by the assertion
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(grads,)) for grads in (True, False, True)]
+    threads = [threading.Thread(target=work, args=(grads,)) for grads in (1, 0, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -470,6 +470,28 @@ def test_threads_step_one_after_the_other():
     assert not errors
     assert p.isfinite().all()
     assert 1 <= optimizer.state[p]["step"] <= 90
+
+
+def test_a_gradient_dropped_before_the_kernel_runs_keeps_its_memory(monkeypatch):
+    params = parameters((400_000,))
+    ours, plain = FusedRAdam(copies(params), backend="cpu"), FusedRAdam(params, backend="cpu")
+    first, second = gradients(params, 2)
+    for optimizer in (ours, plain):
+        train(optimizer, [first])
+    [p] = ours.param_groups[0]["params"]
+    table = ours._plans[0].launches[0]._table
+    announce, poison = table.announce_writes, []
+
+    def drop():
+        p.grad = None
+        poison.append(torch.full((400_000,), float("nan")))  # takes the memory if it is free
+        announce()
+
+    monkeypatch.setattr(table, "announce_writes", drop)
+    for optimizer in (ours, plain):
+        train(optimizer, [second])
+    assert poison
+    assert_same_run(ours, plain)
 
 
 def test_a_model_that_holds_its_optimizer_is_collected(backend):
