@@ -449,7 +449,7 @@ def test_copied_parameters_follow_by_hand():
 
 
 def test_threads_step_one_after_the_other():
-    """The gradients outlive the test: torch itself must not free one while another thread reads it."""
+    """All gradients are kept: torch itself must not free one while another thread reads it."""
     [p] = parameters((400_000,))
     optimizer = FusedRAdam([p], backend="cpu")
     errors, kept = [], [torch.ones(400_000) for _ in range(60)]
