@@ -81,7 +81,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def(py::init<py::list, py::list, py::object, bool, py::object, std::int64_t, bool>(),
            py::arg("params"), py::arg("states"), py::arg("steps"), py::arg("amsgrad"),
            py::arg("flat") = py::none(), py::arg("chunk") = 1, py::arg("counts_on_device") = false)
-      .def("refresh", &radam::TensorTable::refresh, py::arg("merge_gaps"))
+      .def("refresh", &radam::TensorTable::refresh, py::arg("alignment"))
       .def_property_readonly("ranges",
                              [](const radam::TensorTable& t) { return t.segments().size(); })
       .def_property_readonly("active", &radam::TensorTable::active)

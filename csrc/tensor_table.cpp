@@ -14,9 +14,6 @@ constexpr std::array<const char*, 5> kNames = {"parameter", "gradient", "exp_avg
 // cache.
 constexpr std::size_t kAhead = 4;
 
-// Bytes to whose multiples radam_fused.flat aligns every parameter.
-constexpr std::int64_t kAlignment = 128;
-
 // Python objects used at every step, made once and never released: they outlive the interpreter's
 // module teardown on purpose.
 struct Interned {
@@ -297,7 +294,8 @@ void TensorTable::place_in_flat_buffers() {
 }
 
 // Whether a segment of flat buffers begins where the last one ends, so that both are one range.
-bool TensorTable::extends_last(const Row& row, const Segment& segment, bool merge_gaps) const {
+bool TensorTable::extends_last(const Row& row, const Segment& segment,
+                               std::int64_t alignment) const {
   if (segments_.empty()) return false;
   const Segment& last = segments_.back();
   const auto ahead = [&](int role, const void* from, const void* to) {
@@ -310,8 +308,7 @@ bool TensorTable::extends_last(const Row& row, const Segment& segment, bool merg
   if (distance == last.numel) return true;
   // What lies between is padding of ours only where the gradient's buffer is ours as well, and
   // where no other parameter fits: each takes whole multiples of the alignment.
-  return merge_gaps && flat_at_[kGrad] != nullptr &&
-         (distance - last.numel) * scalar_bytes(kParam) < kAlignment &&
+  return flat_at_[kGrad] != nullptr && (distance - last.numel) * scalar_bytes(kParam) < alignment &&
          grad == flat_at_[kGrad] + row.offset * scalar_bytes(kGrad);
 }
 
@@ -324,7 +321,7 @@ std::int64_t TensorTable::coefficients_for(double step) {
   return static_cast<std::int64_t>(due_.size()) - 1;
 }
 
-std::optional<std::vector<double>> TensorTable::refresh(bool merge_gaps) {
+std::optional<std::vector<double>> TensorTable::refresh(std::int64_t alignment) {
   std::swap(active_, previously_active_);
   segments_.clear();
   active_.clear();
@@ -382,7 +379,7 @@ std::optional<std::vector<double>> TensorTable::refresh(bool merge_gaps) {
     if (row.numel == 0 && !counts_on_device_) continue;
     const Segment segment{at[kParam],       at[kGrad], at[kExpAvg], at[kExpAvgSq],
                           at[kMaxExpAvgSq], row.numel, first,       coefficients};
-    if (is_flat_ && extends_last(row, segment, merge_gaps)) {
+    if (is_flat_ && extends_last(row, segment, alignment)) {
       Segment& last = segments_.back();
       last.numel =
           row.numel + (static_cast<char*>(segment.param) - static_cast<char*>(last.param)) /

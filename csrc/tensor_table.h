@@ -41,9 +41,9 @@ class TensorTable {
 
   // Reads every tensor, each parameter's .grad included. Returns the distinct step counts that the
   // parameters with a gradient are about to reach (none where the device counts), or nothing when
-  // some tensor no longer is what the table was made for. merge_gaps: neighbours in flat buffers
-  // become one segment also over the padding between them.
-  std::optional<std::vector<double>> refresh(bool merge_gaps);
+  // some tensor no longer is what the table was made for. alignment: bytes to whose multiples flat
+  // buffers pad, over which neighbours become one segment; 0 where padding is to stay out.
+  std::optional<std::vector<double>> refresh(std::int64_t alignment);
 
   // The rows of the parameters that take part in the step prepared by refresh().
   const std::vector<std::size_t>& active() const { return active_; }
@@ -91,7 +91,7 @@ class TensorTable {
   int scalar_bytes(int role) const;
   std::int64_t padded(std::int64_t numel) const { return (numel + chunk_ - 1) / chunk_ * chunk_; }
   void place_in_flat_buffers();
-  bool extends_last(const Row& row, const Segment& segment, bool merge_gaps) const;
+  bool extends_last(const Row& row, const Segment& segment, std::int64_t alignment) const;
 
   std::vector<Row> rows_;
   std::vector<std::int64_t> layouts_;

@@ -219,20 +219,27 @@ class FlatBuffers:
                 if state[name] is not view:
                     state[name] = view.copy_(state[name])
 
+    def stray(self) -> tuple[FlatBuffer, Slot] | None:
+        """The first parameter that has left its buffer, with that buffer, or None."""
+        for buffer in self.buffers:
+            for slot in buffer.slots:
+                if not buffer.is_in_place(slot):
+                    return buffer, slot
+        return None
+
     def check(self) -> None:
         """Raise where a parameter has left its buffer.
 
         Raises:
             ValueError: It was moved or re-pointed; the message names it.
         """
-        for buffer in self.buffers:
-            for slot in buffer.slots:
-                if not buffer.is_in_place(slot):
-                    raise ValueError(
-                        f"{slot.name} no longer lies in its flat buffer, expected at element "
-                        f"{slot.offset} of {len(buffer.data)} on {buffer.data.device}: it was "
-                        "moved or re-pointed after that was made"
-                    )
+        if (stray := self.stray()) is not None:
+            buffer, slot = stray
+            raise ValueError(
+                f"{slot.name} no longer lies in its flat buffer, expected at element "
+                f"{slot.offset} of {len(buffer.data)} on {buffer.data.device}: it was "
+                "moved or re-pointed after that was made"
+            )
 
     def __str__(self) -> str:
         lines = []

@@ -369,11 +369,9 @@ class FusedRAdam(Optimizer):
             flat.zero_gradients()
 
     @property
-    def _is_scaled(self) -> bool:
-        """Whether a gradient scaler has left word for the step that is due."""
-        return getattr(self, "grad_scale", None) is not None or (
-            getattr(self, "found_inf", None) is not None
-        )
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """The scale and the verdict that a gradient scaler has left for the step that is due."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
 
     def _replan(self) -> None:
         """Check every gradient and every state, then make new launches for every group."""
@@ -427,7 +425,7 @@ class FusedRAdam(Optimizer):
         # counters stay there afterwards.
         counts_on_device = (
             group["capturable"]
-            or self._is_scaled
+            or self._scaling != (None, None)
             or any(self.state[param]["step"].device.type != "cpu" for param in planned)
         )
         setup = backends.Setup(amsgrad, counts_on_device, flat)
@@ -445,14 +443,12 @@ class FusedRAdam(Optimizer):
             return None
         if not same_objects(self.state, self._planned_states):
             return None
-        is_scaled = self._is_scaled
+        scaling = self._scaling
         work = []
         for group, plan in zip(self.param_groups, self._plans, strict=True):
-            if not plan.is_for(group, is_scaled):
+            if not plan.is_for(group, scaling != (None, None)):
                 return None
-            inputs = StepInputs(
-                group, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-            )
+            inputs = StepInputs(group, *scaling)
             for launch in plan.launches:
                 if not launch.refresh(inputs):
                     return None

@@ -316,9 +316,9 @@ class TestGradients:
         flat.step()
         [plan] = flat._plans
         [launch] = plan.launches
-        assert launch._table.rows.refresh(True) == [2.0]
+        assert launch._table.rows.refresh(128) == [2.0]
         assert launch._table.rows.ranges == 1
-        launch._table.rows.refresh(False)  # eps = 0: padding stays out
+        launch._table.rows.refresh(0)  # eps = 0: padding stays out
         assert launch._table.rows.ranges == len(params) - 1 - 1  # one empty, two without a gap
 
     def test_autograd_accumulates_in_the_buffer(self, backend):

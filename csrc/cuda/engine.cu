@@ -8,16 +8,16 @@
 namespace radam::cuda {
 namespace {
 
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // not to be met again by the next call
-  throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
-}
-
 std::optional<std::string> text_of(cudaError_t error) {
   if (error == cudaSuccess) return std::nullopt;
-  cudaGetLastError();
+  cudaGetLastError();  // not to be met again by the next call
   return cudaGetErrorString(error);
+}
+
+void check(cudaError_t error, const char* what) {
+  if (const auto text = text_of(error)) {
+    throw std::runtime_error(std::string("CUDA error in ") + what + ": " + *text);
+  }
 }
 
 // The queue's device as the current one, for as long as this lives.

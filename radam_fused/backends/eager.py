@@ -72,12 +72,9 @@ class EagerLaunch:
         self._due = []
         if inputs.overflows:
             return True
-        by_count: dict[float, Coefficients] = {}
-        try:
-            if self._setup.flat is not None:
-                self._setup.flat.check()
-        except ValueError:
+        if self._setup.flat is not None and self._setup.flat.stray() is not None:
             return False
+        by_count: dict[float, Coefficients] = {}
         for param, state in zip(self._params, self._states, strict=True):
             if param.grad is None:
                 continue

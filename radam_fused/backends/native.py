@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flat import ALIGNMENT
 from ..tensors import gather_counters, is_dense, moment_names
 from . import extension
 from .base import Setup, State
@@ -40,7 +41,7 @@ class Table:
             stage.state["step"] = states[i]["step"]
             params[i], states[i] = stage.param, stage.state
         names = moment_names(bucket.setup.amsgrad)
-        flat = None if bucket.setup.flat is None or bucket.staged else bucket.setup.flat
+        flat = None if bucket.staged else bucket.setup.flat
         buffers = None if flat is None else flat.of(params[0]).roles(names)
         self.rows = native.TensorTable(
             params, states, counters, bucket.setup.amsgrad, buffers, chunk, counts_on_device
@@ -61,7 +62,7 @@ class Table:
         for i, stage in self._bucket.staged.items():
             if not stage.read(self._bucket.params[i], self._bucket.states[i]):
                 return None
-        due: list[float] | None = self.rows.refresh(eps > 0)
+        due: list[float] | None = self.rows.refresh(ALIGNMENT if eps > 0 else 0)
         return due
 
     def announce_writes(self) -> None:
