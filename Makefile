@@ -27,7 +27,7 @@ gpu:
 	failed=; $(PYTHON) -m pytest -q tests -k gpu --ignore=tests/test_presets.py || failed="$$failed tests"; \
 	for tool in memcheck racecheck; do if command -v compute-sanitizer; then \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(PYTHON) -m pytest -q "tests/test_cuda_bits.py::test_drawn_tables_between_guards[gpu-0]" \
+	  $(PYTHON) -m pytest -q "tests/test_device_bits.py::test_drawn_tables_between_guards[gpu-0]" \
 	  || failed="$$failed $$tool"; fi; done; \
 	$(PYTHON) -m bench.gpu || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
 
@@ -58,7 +58,7 @@ sanitize: $(INSTALLED)
 	  $(abspath $(PYTHON)) -c 'from radam_fused import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__' && \
 	  $(abspath $(PYTHON)) -m pytest -q --capture=no -p no:cacheprovider -c /dev/null --rootdir=. \
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
-	  tests/test_cuda_bits.py tests/test_cuda_graphs.py tests/test_amp.py tests/test_flat.py
+	  tests/test_device_bits.py tests/test_graphs.py tests/test_amp.py tests/test_flat.py
 
 # A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), and
 # that wheel used in an empty environment.

@@ -45,11 +45,14 @@ void cpu_step(radam::TensorTable& table, const py::list& coefficients, int threa
     throw std::invalid_argument("cpu_step takes tensors in the CPU's memory");
   }
   const auto steps = radam::coefficients_for(table, coefficients);
-  {
-    const py::gil_scoped_release release;
-    radam::cpu::step(table.segments(), table.types(), steps, threads, instruction_set);
-  }
-  table.finish();
+  const py::gil_scoped_release release;
+  radam::cpu::step(table.segments(), table.types(), steps, threads, instruction_set);
+}
+
+// The segments of the step that refresh() prepared, as segments.h has them.
+py::bytes segments_of(const radam::TensorTable& table) {
+  const auto& segments = table.segments();
+  return {reinterpret_cast<const char*>(segments.data()), segments.size() * sizeof(radam::Segment)};
 }
 
 // Null while an object is still being made.
@@ -82,6 +85,8 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
            py::arg("params"), py::arg("states"), py::arg("steps"), py::arg("amsgrad"),
            py::arg("flat") = py::none(), py::arg("chunk") = 1, py::arg("counts_on_device") = false)
       .def("refresh", &radam::TensorTable::refresh, py::arg("alignment"))
+      .def("finish", &radam::TensorTable::finish)
+      .def_property_readonly("segments", &segments_of)
       .def_property_readonly("ranges",
                              [](const radam::TensorTable& t) { return t.segments().size(); })
       .def_property_readonly("active", &radam::TensorTable::active)

@@ -7,6 +7,7 @@ import torch
 from . import __version__, backends
 from .backends.cpu import instruction_sets
 from .backends.cuda import architectures
+from .backends.triton import version
 
 
 def main() -> None:
@@ -19,10 +20,10 @@ def main() -> None:
     chosen = f"{available[0]} (of {', '.join(available)})" if available else "none"
     print(f"  instruction set  {chosen}")
     print(f"  CUDA             {architectures() or 'not built'}")
+    print(f"  triton           {version() or 'none'}")
     print("backends, in the order in which backend='auto' tries them")
-    reasons = {b.name: b.unavailable() for b in backends.BACKENDS.values()} | backends.ABSENT
-    for name in backends.NAMES:
-        reason = reasons[name]
+    for name, backend in backends.BACKENDS.items():
+        reason = backend.unavailable()
         print(f"  {name:<8} {'usable' if reason is None else 'not usable: ' + reason}")
 
 

@@ -484,8 +484,9 @@ class FusedRAdam(Optimizer):
             self._step()
         return loss
 
-    # A compiler could not follow tensors into the extension.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # A compiler could not follow tensors into the extension. torch.compiler.disable would import
+    # one with this module, which takes seconds and fails where triton is broken.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _step(self) -> None:
         try:
             work = self._prepare()

@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, settings
 
 from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 
-from .cuda_engines import Gpu, HostGrid, gpu_is_missing
+from .engines import ENGINES, CudaGrid, TritonInterpreter
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -17,9 +17,11 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "eager"])
-def backend(request):
-    """Every backend that runs here."""
+@pytest.fixture(params=["cpu", "eager", "cuda-grid", "triton-interpreter"])
+def backend(request, monkeypatch):
+    """Every backend, those for devices on the host."""
+    if request.param in ENGINES:
+        return ENGINES[request.param](monkeypatch).backend
     return request.param
 
 
@@ -30,17 +32,31 @@ def instruction_set(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(params=["grid", "gpu"])
+@pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
-    """The CUDA engine: its grid on the host, and on a GPU where there is one."""
-    if request.param == "grid":
-        return HostGrid(monkeypatch)
-    if gpu_is_missing():
-        pytest.skip(gpu_is_missing())
-    return Gpu()
+    """An engine for devices: on the host, and on a GPU where there is one."""
+    return ENGINES[request.param](monkeypatch)
+
+
+@pytest.fixture(params=["cuda-gpu", "triton-gpu"])
+def gpu(request, monkeypatch):
+    """An engine on a GPU, where there is one."""
+    return ENGINES[request.param](monkeypatch)
+
+
+@pytest.fixture(params=[CudaGrid, TritonInterpreter], ids=["cuda-grid", "triton-interpreter"])
+def host_engine(request, monkeypatch):
+    """An engine for devices on the host."""
+    return request.param(monkeypatch)
 
 
 @pytest.fixture
 def grid(monkeypatch):
     """The CUDA engine's grid on the host."""
-    return HostGrid(monkeypatch)
+    return CudaGrid(monkeypatch)
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """The Triton engine's kernels, interpreted."""
+    return TritonInterpreter(monkeypatch)

@@ -7,15 +7,7 @@ from torch.amp import GradScaler
 from radam_fused import FusedRAdam
 
 from .helpers import assert_same_bits, copies, gradients, parameters
-from .test_cuda_bits import assert_same_on_both, on, step_both
-
-
-@pytest.fixture(params=["cpu", "eager", "cuda"])
-def place(request):
-    """A backend, with the engine that runs it if that is not simply here."""
-    if request.param == "cuda":
-        return request.param, request.getfixturevalue("grid")
-    return request.param, None
+from .test_device_bits import assert_same_on_both, on, step_both
 
 
 def scaled(optimizer, grads, scale=1024.0, found_inf=0.0):
@@ -30,9 +22,9 @@ def scaled(optimizer, grads, scale=1024.0, found_inf=0.0):
 
 
 @pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1, "amsgrad": True}])
-def test_a_scaled_step_is_the_step(options, place):
+def test_a_scaled_step_is_the_step(options, backend):
     params = parameters((5, 3), (1025,), (0,))
-    ours = FusedRAdam(copies(params), backend=place[0], **options)
+    ours = FusedRAdam(copies(params), backend=backend, **options)
     plain = FusedRAdam(copies(params), backend="cpu", **options)
     for grads in gradients(params, 8):
         scaled(ours, grads)
@@ -40,9 +32,9 @@ def test_a_scaled_step_is_the_step(options, place):
         assert_same_on_both(ours, plain)
 
 
-def test_overflow_changes_nothing(place):
+def test_overflow_changes_nothing(backend):
     params = parameters((5, 3), (1025,))
-    ours = FusedRAdam(copies(params), backend=place[0], weight_decay=0.1)
+    ours = FusedRAdam(copies(params), backend=backend, weight_decay=0.1)
     plain = FusedRAdam(copies(params), backend="cpu", weight_decay=0.1)
     for t, grads in enumerate(gradients(params, 12)):
         if t % 3 == 1:
@@ -54,10 +46,10 @@ def test_overflow_changes_nothing(place):
     assert plain.state[plain.param_groups[0]["params"][0]]["step"] == 8
 
 
-def test_a_scaler_that_found_no_gradient(place):
+def test_a_scaler_that_found_no_gradient(backend):
     """torch's scaler then leaves the number 0 instead of a tensor."""
     params = parameters((5,))
-    optimizer = FusedRAdam(params, backend=place[0])
+    optimizer = FusedRAdam(params, backend=backend)
     step_both([optimizer], gradients(params, 1)[0])
     before = params[0].detach().clone()
     params[0].grad = None
@@ -66,16 +58,16 @@ def test_a_scaler_that_found_no_gradient(place):
     assert_same_bits(params[0].detach(), before)
 
 
-def test_the_gradients_stay_scaled(place):
+def test_the_gradients_stay_scaled(backend):
     [p] = parameters((5,))
-    optimizer = FusedRAdam([p], backend=place[0])
+    optimizer = FusedRAdam([p], backend=backend)
     scaled(optimizer, [torch.ones(5)])
     assert (p.grad == 1024).all()
 
 
-def test_steps_with_and_without_a_scaler(place):
+def test_steps_with_and_without_a_scaler(backend):
     params = parameters((33,))
-    ours = FusedRAdam(copies(params), backend=place[0])
+    ours = FusedRAdam(copies(params), backend=backend)
     plain = FusedRAdam(copies(params), backend="cpu")
     for t, grads in enumerate(gradients(params, 9)):
         if t % 3:
@@ -86,9 +78,9 @@ def test_steps_with_and_without_a_scaler(place):
     assert_same_on_both(ours, plain)
 
 
-def test_the_host_is_not_asked(grid, monkeypatch):
+def test_the_host_is_not_asked(host_engine, monkeypatch):
     params = parameters((33,))
-    optimizer = FusedRAdam(params, backend="cuda")
+    optimizer = FusedRAdam(params, backend=host_engine.backend)
     scaled(optimizer, [torch.ones(33)])
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("waits for the device"))
     monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: pytest.fail("waits"))
@@ -144,9 +136,9 @@ def test_grad_scaler_on_a_gpu():
     assert min(scales) < scales[4]
 
 
-def test_without_a_verdict_an_overflow_would_be_noticed(place):
+def test_without_a_verdict_an_overflow_would_be_noticed(backend):
     params = parameters((5,))
-    ours = FusedRAdam(copies(params), backend=place[0])
+    ours = FusedRAdam(copies(params), backend=backend)
     scaled(ours, [torch.full((5,), float("inf"))], found_inf=0.0)
     [p] = ours.param_groups[0]["params"]
     assert not p.isfinite().all()

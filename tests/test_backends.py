@@ -1,5 +1,6 @@
 """The choice of a backend: a name serves or raises with the reason; only "auto" falls back."""
 
+import os
 import subprocess
 import sys
 import types
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
-from radam_fused.backends import cpu, cuda, extension
+from radam_fused.backends import cpu, cuda, extension, triton
 
 from .helpers import gradients, parameters, train
 
@@ -17,14 +18,15 @@ def chosen(optimizer):
     return [type(launch).__name__ for launch in optimizer._plans[0].launches]
 
 
+def output_of(code, **environment):
+    command = [sys.executable, "-c", code]
+    env = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+
+
 def test_auto_takes_the_kernel_for_tensors_in_memory():
     params = parameters((3,))
     assert chosen(train(FusedRAdam(params), gradients(params, 1))) == ["CpuLaunch"]
-
-
-def test_a_backend_that_is_absent_raises_with_the_reason():
-    with pytest.raises(RuntimeError, match="backend='triton' is not available: this release"):
-        FusedRAdam(parameters((3,)), backend="triton")
 
 
 REASONS = {
@@ -54,6 +56,54 @@ def test_cuda_refuses_tensors_elsewhere(grid):
     with pytest.raises(RuntimeError, match=r"'cuda' cannot step parameter 0 .* it is on meta"):
         FusedRAdam([p], backend="cuda")
     assert "not on a CUDA device" in cuda._refuses(torch.zeros(3))
+
+
+ASK_FOR_TRITON = """
+import radam_fused, radam_fused.__main__
+from radam_fused import backends
+try:
+    backends.check_name("triton")
+except RuntimeError as error:
+    print(error)
+radam_fused.__main__.main()
+"""
+
+BROKEN = {
+    "missing": ("raise ModuleNotFoundError('no', name='triton')", "triton is not installed"),
+    "broken": ("raise OSError('libfoo.so')", "triton does not load: OSError: libfoo.so"),
+    "empty": ("", "triton does not load: AttributeError: "),
+    "old": ("__version__ = '3.5.1'", "triton 3.5.1 is too old, expected 3.6 or later"),
+}
+
+
+@pytest.mark.parametrize(("init", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_missing_or_broken_triton_is_a_reason(init, reason, tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(init)
+    [error, *report] = output_of(ASK_FOR_TRITON, PYTHONPATH=str(tmp_path)).splitlines()
+    assert error.startswith("backend='triton' is not available: ")
+    assert reason in error
+    [line] = [line for line in report if line.startswith("  triton   not usable: ")]
+    assert reason in line
+
+
+def test_neither_triton_nor_a_compiler_is_imported_before_it_is_needed():
+    code = "import sys, radam_fused; print({'triton', 'torch._dynamo'} & {*sys.modules})"
+    assert output_of(code) == "set()\n"
+
+
+def test_triton_refuses_tensors_elsewhere():
+    assert "it is on cpu, not on a GPU" in triton._refuses(torch.zeros(3))
+
+
+def test_the_interpreter_serves_the_cpu_by_name_alone(interpreter):
+    params = parameters((3,))
+    steps = gradients(params, 1)
+    assert chosen(train(FusedRAdam(params, backend="triton"), steps)) == ["TritonLaunch"]
+    assert chosen(train(FusedRAdam(params), steps)) == ["CpuLaunch"]
+    p = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET reaches only the CPU's memory"):
+        FusedRAdam([p], backend="triton")
 
 
 def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
@@ -97,9 +147,8 @@ def test_without_the_extension_auto_runs_eager_and_cpu_says_why(monkeypatch):
 
 
 def test_names_in_the_order_of_auto():
-    assert backends.NAMES == ("cuda", "triton", "cpu", "eager")
-    assert [name for name in backends.NAMES if name in backends.BACKENDS] == [*backends.BACKENDS]
-    assert {*backends.NAMES} == {*backends.BACKENDS, *backends.ABSENT}
+    assert [*backends.BACKENDS] == ["cuda", "triton", "cpu", "eager"]
+    assert all(name == backend.name for name, backend in backends.BACKENDS.items())
 
 
 def test_report():

@@ -16,7 +16,7 @@ import pytest
 import radam_fused
 from radam_fused.backends.cuda import architectures
 
-from .cuda_engines import with_tools
+from .engines import with_tools
 
 ROOT = Path(radam_fused.__file__).parents[1]
 CUDA_WANTED = shutil.which("nvcc") and os.environ.get("RADAM_FUSED_CUDA", "AUTO") == "AUTO"

@@ -22,13 +22,6 @@ from .helpers import (
 SHAPES = [(5, 3), (), (0,), (64, 16), (33,), (1025,)]
 
 
-@pytest.fixture(params=["cpu", "eager", "cuda"])
-def backend(request):
-    if request.param == "cuda":
-        request.getfixturevalue("grid")
-    return request.param
-
-
 def model():
     torch.manual_seed(0)
     return torch.nn.Sequential(

@@ -3,26 +3,20 @@
 import pytest
 import torch
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, backends
 
-from .cuda_engines import gpu_is_missing
 from .helpers import assert_same_bits, gradients, parameters
-from .test_cuda_bits import assert_same_on_both, on, pair, step_both
+from .test_device_bits import assert_same_on_both, on, pair, step_both
 
 pytestmark = [
-    pytest.mark.skipif(gpu_is_missing() is not None, reason=str(gpu_is_missing())),
     pytest.mark.filterwarnings("ignore:This instance was constructed with capturable"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
 ]
 
 
-class Gpu:
-    device = torch.device("cuda", 0)
-
-
-def stepped(shapes, **options):
-    params = on("cuda", parameters(*shapes))
-    optimizer = FusedRAdam(params, backend="cuda", **options)
+def stepped(gpu, shapes, **options):
+    params = on(gpu.device, parameters(*shapes))
+    optimizer = FusedRAdam(params, backend=gpu.backend, **options)
     for p in params:
         p.grad = torch.ones_like(p)
     for _ in range(8):
@@ -30,16 +24,19 @@ def stepped(shapes, **options):
     return params, optimizer
 
 
-def test_auto_takes_the_engine():
-    params, optimizer = stepped([(3,)])
-    assert [type(launch).__name__ for launch in optimizer._plans[0].launches] == ["CudaLaunch"]
+def test_auto_takes_the_engines_in_their_order(gpu, monkeypatch):
+    if gpu.backend == "triton":
+        monkeypatch.delitem(backends.BACKENDS, "cuda")
+    gpu.backend, expected = "auto", {"cuda": "CudaLaunch", "triton": "TritonLaunch"}[gpu.backend]
+    params, optimizer = stepped(gpu, [(3,)])
+    assert [type(launch).__name__ for launch in optimizer._plans[0].launches] == [expected]
     assert optimizer.state[params[0]]["step"].device.type == "cpu"
 
 
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
 @pytest.mark.parametrize("shapes", [[(1000,)], [(64, 16)] * 1000], ids=["one", "many"])
-def test_a_step_neither_waits_nor_allocates(shapes, options):
-    _, optimizer = stepped(shapes, **options)
+def test_a_step_neither_waits_nor_allocates(gpu, shapes, options):
+    _, optimizer = stepped(gpu, shapes, **options)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
@@ -52,10 +49,10 @@ def test_a_step_neither_waits_nor_allocates(shapes, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
-def test_the_caller_s_stream(options):
+def test_the_caller_s_stream(gpu, options):
     """A gradient that a stream is still waiting for is not read before."""
     params = parameters((100_000,), *[(33,)] * 200)
-    ours, theirs = pair(Gpu, params)
+    ours, theirs = pair(gpu, params)
     ours.param_groups[0].update(options)
     stream = torch.cuda.Stream()
     steps = gradients(params, 8)
@@ -74,13 +71,13 @@ def test_the_caller_s_stream(options):
     assert_same_on_both(ours, theirs)
 
 
-def test_another_device():
+def test_another_device(gpu):
     if torch.cuda.device_count() < 2:
         pytest.skip("one device")
     params = parameters((1000,), (64, 16))
     steps = gradients(params, 8)
     there = [*on("cuda:1", params[:1]), *on("cuda:0", params[1:])]
-    ours = FusedRAdam(there, backend="cuda")
+    ours = FusedRAdam(there, backend=gpu.backend)
     theirs = FusedRAdam(on("cpu", params), backend="cpu")
     for grads in steps:
         step_both([ours, theirs], grads)
@@ -89,7 +86,7 @@ def test_another_device():
 
 
 @pytest.mark.parametrize("elements", [2**31 + 1027], ids=["2^31"])
-def test_more_elements_than_32_bits_count(elements):
+def test_more_elements_than_32_bits_count(gpu, elements):
     free, _ = torch.cuda.mem_get_info()
     if free < elements * 2 * 5:
         pytest.skip("not enough memory")
@@ -99,7 +96,7 @@ def test_more_elements_than_32_bits_count(elements):
     options = {"lr": 0.1, "moments_in_param_dtype": True}
     with torch.no_grad():
         p[-1027:] = last[0].cuda()
-    ours = FusedRAdam([p], backend="cuda", **options)
+    ours = FusedRAdam([p], backend=gpu.backend, **options)
     theirs = FusedRAdam(last, backend="cpu", **options)
     for [grad] in gradients(last, 8):
         p.grad[-1027:] = grad.cuda()
@@ -113,7 +110,7 @@ def test_more_elements_than_32_bits_count(elements):
         assert_same_bits(p.detach()[start : start + 8].cpu(), middle[:8].cpu())
 
 
-def test_parameters_on_the_cpu_and_on_a_gpu():
+def test_parameters_on_the_cpu_and_on_a_gpu(gpu):
     params = parameters((40,), (50,))
     mixed = [*on("cuda", params[:1]), *on("cpu", params[1:])]
     ours, theirs = FusedRAdam(mixed), FusedRAdam(on("cpu", params), backend="cpu")
@@ -122,9 +119,9 @@ def test_parameters_on_the_cpu_and_on_a_gpu():
     assert_same_on_both(ours, theirs)
 
 
-def test_a_checkpoint_moves_to_the_cpu():
+def test_a_checkpoint_moves_to_the_cpu(gpu):
     params = parameters((40,))
-    ours, theirs = pair(Gpu, params)
+    ours, theirs = pair(gpu, params)
     steps = gradients(params, 8)
     for grads in steps[:4]:
         step_both([ours, theirs], grads)
@@ -135,9 +132,9 @@ def test_a_checkpoint_moves_to_the_cpu():
     assert_same_on_both(back, theirs)
 
 
-def test_flat_buffers():
+def test_flat_buffers(gpu):
     params = parameters((5, 3), (), (0,), (64, 16), (1025,))
-    ours, theirs = pair(Gpu, params, flatten=True)
+    ours, theirs = pair(gpu, params, flatten=True)
     for t, grads in enumerate(gradients(params, 9)):
         step_both([ours, theirs], [None if i == t % 3 else g for i, g in enumerate(grads)])
     assert_same_on_both(ours, theirs)

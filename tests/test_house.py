@@ -11,13 +11,17 @@ ROOT = PACKAGE.parent
 
 # From what is imported to what imports it; nothing may import from its own row or a later one.
 ROWS = [
-    {"version", "rectification", "rounding", "presets", "tensors", "backends.extension"},
-    {"hyperparameters", "flat"},
-    {"inputs"},
+    {"version", "rectification", "rounding", "presets", "tensors", "backends.graphs"},
+    {"triton_kernels", "triton_kernels.radam_math"},
+    {"triton_kernels.step"},
+    {"triton_kernels.launch"},
+    {"hyperparameters", "flat", "backends.plain"},
+    {"inputs", "backends.extension"},
     {"backends.base"},
     {"backends.eager", "backends.staged"},
-    {"backends.native"},
-    {"backends.cpu", "backends.cuda"},
+    {"backends.buckets"},
+    {"backends.device"},
+    {"backends.cpu", "backends.cuda", "backends.triton"},
     {"backends"},
     {"capture"},
     {"optimizer", "functional"},
@@ -26,8 +30,11 @@ ROWS = [
 ]
 
 
+KERNELS = ROOT / "triton_kernels"  # installed within the package
+
+
 def module_name(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    parts = path.relative_to(ROOT if KERNELS in path.parents else PACKAGE).with_suffix("").parts
     return ".".join(parts).removesuffix("__init__").rstrip(".")
 
 
@@ -47,7 +54,7 @@ def imports(path, modules):
 
 
 def test_imports_flow_one_way():
-    paths = {module_name(p): p for p in PACKAGE.rglob("*.py") if "triton_kernels" not in p.parts}
+    paths = {module_name(p): p for p in [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]}
     rank = {module: i for i, row in enumerate(ROWS) for module in row}
     assert set(paths) == set(rank)
     for module, path in paths.items():
@@ -61,12 +68,14 @@ def test_only_the_backends_touch_the_extension():
 
 
 def test_the_mathematics_stands_once_a_language():
-    root = re.compile(r"\bsqrtf?\(|\broot\(")
+    root = re.compile(r"\bsqrt(f|_rn)?\(|\b_?root\(")
     compiled = [p for p in (ROOT / "csrc").rglob("*.*") if root.search(p.read_text())]
     assert [p.name for p in compiled] == ["radam_math.h"]
     # The eager update, its root, and the coefficients on the host.
     python = sorted(module_name(p) for p in PACKAGE.rglob("*.py") if root.search(p.read_text()))
     assert python == ["backends.eager", "rectification", "rounding"]
+    triton = [p for p in KERNELS.rglob("*.py") if root.search(p.read_text())]
+    assert [p.name for p in triton] == ["radam_math.py"]
 
 
 def test_the_extension_does_not_know_torch():

@@ -8,16 +8,6 @@
 namespace radam::cuda {
 namespace {
 
-// A graph that was captured from a step.
-class Capture {
- public:
-  explicit Capture(std::shared_ptr<const std::atomic<bool>> alive) : alive_(std::move(alive)) {}
-  bool is_alive() const { return alive_->load(); }
-
- private:
-  std::shared_ptr<const std::atomic<bool>> alive_;
-};
-
 // As radam_fused.rectification.coefficients() names them; a learning rate that only the device
 // knows is left out.
 StepOptions options_from(const py::dict& d) {
@@ -78,18 +68,13 @@ void host_counted_step(Launch& launch, TensorTable& table, const py::object& wor
   const Queue queue = queue_for(table, stream);
   void* const memory = workspace_of(workspace, table);
   const auto steps = coefficients_for(table, coefficients);
-  {
-    const py::gil_scoped_release release;  // a full queue makes a launch wait
-    launch.step(queue, table, memory, steps);
-  }
-  table.finish();
+  const py::gil_scoped_release release;  // a full queue makes a launch wait
+  launch.step(queue, table, memory, steps);
 }
 
-std::optional<Capture> device_counted_step(Launch& launch, TensorTable& table,
-                                           const py::object& workspace, std::uintptr_t stream,
-                                           const py::dict& options, const py::object& lr,
-                                           const py::object& grad_scale,
-                                           const py::object& found_inf) {
+void device_counted_step(Launch& launch, TensorTable& table, const py::object& workspace,
+                         std::uintptr_t stream, const py::dict& options, const py::object& lr,
+                         const py::object& grad_scale, const py::object& found_inf) {
   if (!table.counts_on_device()) throw std::invalid_argument("the host counts these steps");
   PrologueArguments arguments{};
   arguments.options = options_from(options);
@@ -101,14 +86,8 @@ std::optional<Capture> device_counted_step(Launch& launch, TensorTable& table,
   arguments.counters_are_float64 = counters.dtype.bits == 64;
   const Queue queue = queue_for(table, stream);
   void* const memory = workspace_of(workspace, table);
-  std::shared_ptr<const std::atomic<bool>> alive;
-  {
-    const py::gil_scoped_release release;
-    alive = launch.step(queue, table, memory, arguments);
-  }
-  table.finish();
-  if (alive == nullptr) return std::nullopt;
-  return Capture(std::move(alive));
+  const py::gil_scoped_release release;
+  launch.step(queue, table, memory, arguments);
 }
 
 }  // namespace
@@ -119,8 +98,6 @@ void bind(py::module_& m) {
   m.def("cuda_missing", &missing);
   m.def("cuda_unusable", &unusable, py::arg("device"));
   m.def("cuda_workspace_bytes", &Launch::workspace_bytes, py::arg("rows"));
-  py::class_<Capture>(m, "Capture", py::module_local())
-      .def_property_readonly("is_alive", &Capture::is_alive);
   py::class_<Launch>(m, "CudaLaunch", py::module_local())
       .def(py::init<>())
       .def("step", &host_counted_step, py::arg("table"), py::arg("workspace"), py::arg("stream"),

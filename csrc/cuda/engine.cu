@@ -113,28 +113,4 @@ void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
   check(launch_for(stream_of(queue), types, amsgrad, arguments, blocks), "the launch of a step");
 }
 
-std::shared_ptr<const std::atomic<bool>> watch_capture(const Queue& queue) {
-  const DeviceGuard guard(queue.device);
-  cudaStreamCaptureStatus status;
-  unsigned long long id = 0;
-  cudaGraph_t graph = nullptr;
-  check(cudaStreamGetCaptureInfo(stream_of(queue), &status, &id, &graph),
-        "cudaStreamGetCaptureInfo");
-  if (status != cudaStreamCaptureStatusActive) return nullptr;
-
-  using Flag = std::shared_ptr<std::atomic<bool>>;
-  const auto fall = [](void* held) {
-    auto* const flag = static_cast<Flag*>(held);
-    (*flag)->store(false);
-    delete flag;
-  };
-  const Flag flag = std::make_shared<std::atomic<bool>>(true);
-  cudaUserObject_t object;
-  check(cudaUserObjectCreate(&object, new Flag(flag), fall, 1, cudaUserObjectNoDestructorSync),
-        "cudaUserObjectCreate");
-  check(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove),
-        "cudaGraphRetainUserObject");
-  return flag;
-}
-
 }  // namespace radam::cuda

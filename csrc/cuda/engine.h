@@ -1,11 +1,9 @@
-// What a launch asks of the device: three kernels and the watch over a capture. engine.cu serves it
-// with CUDA; the tests have one that runs every block and thread in loops on the host. Everything
-// is enqueued, nothing waits, and an error is thrown with CUDA's own text.
+// What a launch asks of the device: three kernels. engine.cu serves it with CUDA; the tests have
+// one that runs every block and thread in loops on the host. Everything is enqueued, nothing waits,
+// and an error is thrown with CUDA's own text.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 
@@ -31,9 +29,5 @@ void upload(const Queue& queue, const UploadArguments& arguments);
 void prologue(const Queue& queue, const PrologueArguments& arguments);
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks);
-
-// Null unless a graph is being captured from the stream; else a flag that falls once that graph and
-// all that was instantiated from it are destroyed.
-std::shared_ptr<const std::atomic<bool>> watch_capture(const Queue& queue);
 
 }  // namespace radam::cuda

@@ -58,10 +58,10 @@ std::size_t Launch::workspace_bytes(std::size_t rows) {
 void Launch::upload_segments(const Queue& queue, const std::vector<Segment>& segments,
                              void* workspace) {
   const std::size_t bytes = segments.size() * sizeof(Segment);
-  const bool is_there = uploaded_.size() == segments.size() &&
-                        std::memcmp(uploaded_.data(), segments.data(), bytes) == 0;
-  // Once captured, any replay may have put its own table there.
-  if (is_there && !was_captured_) return;
+  if (uploaded_.size() == segments.size() &&
+      std::memcmp(uploaded_.data(), segments.data(), bytes) == 0) {
+    return;
+  }
   uploaded_.clear();  // unknown until all of it is there
   upload_all(queue, workspace, segments.data(), bytes);
   uploaded_ = segments;
@@ -89,14 +89,11 @@ void Launch::step(const Queue& queue, const TensorTable& table, void* workspace,
   launch(queue, table, arguments);
 }
 
-std::shared_ptr<const std::atomic<bool>> Launch::step(const Queue& queue, const TensorTable& table,
-                                                      void* workspace,
-                                                      PrologueArguments prologue_arguments) {
+void Launch::step(const Queue& queue, const TensorTable& table, void* workspace,
+                  PrologueArguments prologue_arguments) {
   const std::vector<Segment>& segments = table.segments();
   check_types(table);
-  auto watch = watch_capture(queue);
-  was_captured_ |= watch != nullptr;
-  if (segments.empty()) return watch;
+  if (segments.empty()) return;
   upload_segments(queue, segments, workspace);
   prologue_arguments.segments = static_cast<const Segment*>(workspace);
   prologue_arguments.count = static_cast<std::int64_t>(segments.size());
@@ -106,7 +103,6 @@ std::shared_ptr<const std::atomic<bool>> Launch::step(const Queue& queue, const 
   arguments.segments = prologue_arguments.segments;
   arguments.coefficients = prologue_arguments.coefficients;
   launch(queue, table, arguments);
-  return watch;
 }
 
 }  // namespace radam::cuda

@@ -9,6 +9,7 @@
 
 namespace radam::cuda {
 
+// What it has brought there it does not bring again: a workspace belongs to one Launch.
 class Launch {
  public:
   // Bytes of device memory for a table of so many parameters.
@@ -19,15 +20,14 @@ class Launch {
             const std::vector<StepCoefficients>& coefficients);
 
   // The same counted on the device; `prologue` says what the coefficients are computed from and
-  // where the counters are, and the tables are filled in. Returns what watch_capture() does.
-  std::shared_ptr<const std::atomic<bool>> step(const Queue& queue, const TensorTable& table,
-                                                void* workspace, PrologueArguments prologue);
+  // where the counters are, and the tables are filled in.
+  void step(const Queue& queue, const TensorTable& table, void* workspace,
+            PrologueArguments prologue);
 
  private:
   void upload_segments(const Queue& queue, const std::vector<Segment>& segments, void* workspace);
 
-  std::vector<Segment> uploaded_;
-  bool was_captured_ = false;
+  std::vector<Segment> uploaded_;  // empty: unknown
 };
 
 }  // namespace radam::cuda

@@ -2,13 +2,11 @@
 
 from torch import Tensor
 
-from . import cpu, cuda, eager
+from . import cpu, cuda, eager, triton
 from .base import Backend, Graph, Launch, Setup, State
 
 __all__ = [
-    "ABSENT",
     "BACKENDS",
-    "NAMES",
     "Backend",
     "Graph",
     "Launch",
@@ -19,14 +17,9 @@ __all__ = [
 ]
 
 # In the order in which "auto" tries them.
-NAMES = ("cuda", "triton", "cpu", "eager")
-
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (cuda.BACKEND, cpu.BACKEND, eager.BACKEND)
+    backend.name: backend for backend in (cuda.BACKEND, triton.BACKEND, cpu.BACKEND, eager.BACKEND)
 }
-
-# Names that are settled but that this release does not serve.
-ABSENT: dict[str, str] = {"triton": "this release has no Triton engine"}
 
 
 def check_name(name: str) -> None:
@@ -38,13 +31,10 @@ def check_name(name: str) -> None:
     """
     if name == "auto":
         return
-    if name in BACKENDS:
-        reason = BACKENDS[name].unavailable()
-    elif name in ABSENT:
-        reason = ABSENT[name]
-    else:
-        known = ", ".join(("auto", *NAMES))
+    if name not in BACKENDS:
+        known = ", ".join(("auto", *BACKENDS))
         raise ValueError(f"Invalid backend: {name!r}, expected one of {known}")
+    reason = BACKENDS[name].unavailable()
     if reason is not None:
         raise RuntimeError(f"backend={name!r} is not available: {reason}")
 
@@ -77,7 +67,8 @@ def select(
     """
     check_name(name)
     reasons = {}
-    for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+    automatic = (backend for backend in BACKENDS.values() if not backend.only_by_name())
+    for backend in automatic if name == "auto" else (BACKENDS[name],):
         # In this order, because to ask for a GPU is to start CUDA.
         reason = _obstacle(backend, param, differentiable, capturable) or backend.unavailable()
         if reason is None:

@@ -65,6 +65,7 @@ class Backend(NamedTuple):
         launches: Makes the launches for parameters it does not refuse. May replace each state's
             ``step`` by a view of a common counter.
         counts_on_device: Whether it can count its steps where the parameters are.
+        only_by_name: Whether "auto" passes over it.
     """
 
     name: str
@@ -72,3 +73,4 @@ class Backend(NamedTuple):
     refuses: Callable[[Tensor], str | None]
     launches: Callable[[Sequence[Tensor], Sequence[State], Setup], list[Launch]]
     counts_on_device: bool
+    only_by_name: Callable[[], bool] = lambda: False

@@ -11,7 +11,7 @@ from ..rectification import Coefficients
 from ..tensors import has_own_memory
 from . import extension
 from .base import Backend, Launch, Setup, State
-from .native import Bucket, Table, buckets
+from .buckets import Bucket, Table, buckets
 
 
 @cache
@@ -26,7 +26,7 @@ class CpuLaunch:
     instruction_set: str | None = None  # None: the best; tests force the others
 
     def __init__(self, bucket: Bucket) -> None:
-        self._table = Table(bucket, extension._C, chunk=1, counts_on_device=False)
+        self._table = Table(bucket, extension.TensorTable, chunk=1, counts_on_device=False)
         self._due: list[Coefficients] = []
 
     def refresh(self, inputs: StepInputs) -> bool:
@@ -49,7 +49,7 @@ class CpuLaunch:
         instruction_set = self.instruction_set or instruction_sets()[0]
         threads = torch.get_num_threads()
         extension._C.cpu_step(self._table.rows, self._due, threads, instruction_set)
-        self._table.write_back()
+        self._table.finish()
 
 
 def _launches(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> list[Launch]:

@@ -1,19 +1,18 @@
 """The CUDA engine: csrc/cuda through the extension."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs import StepInputs
 from ..rectification import Coefficients
 from ..tensors import has_own_memory
 from . import extension
-from .base import Backend, Graph, Launch, Setup, State
-from .native import Bucket, Table, buckets
+from .base import Backend, Launch, Setup, State
+from .buckets import Bucket, buckets
+from .device import DeviceLaunch
 
 _C: Any = None if extension.why_not else extension._C
 
@@ -23,67 +22,34 @@ def architectures() -> str | None:
     return getattr(_C, "cuda_architectures", None)
 
 
-def _current_stream(device: torch.device) -> int:
-    """Handle of the caller's stream."""
-    return torch.cuda.current_stream(device).cuda_stream
-
-
-def _current_device(device: torch.device) -> AbstractContextManager[object]:
-    """The parameters' device as the current one; torch's, which leaves no context elsewhere."""
-    return torch.cuda.device(device)
-
-
-class CudaLaunch:
+class CudaLaunch(DeviceLaunch):
     """A bucket stepped by one launch of the CUDA kernel on the caller's stream."""
 
     def __init__(self, bucket: Bucket) -> None:
-        self._device = bucket.params[0].device
-        self._counts_on_device = bucket.setup.counts_on_device
-        self._table = Table(bucket, _C, _C.cuda_chunk, self._counts_on_device)
-        self._kernels = _C.CudaLaunch()
-        # Where the kernel finds tables that are too large for its arguments.
         size = _C.cuda_workspace_bytes(len(bucket))
-        self._workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
-        self._stream = _current_stream(self._device)
-        self._due: list[Coefficients] = []
-        self._inputs: StepInputs | None = None  # None: nothing has a gradient
+        super().__init__(bucket, _C.TensorTable, _C.cuda_chunk, size)
 
-    def refresh(self, inputs: StepInputs) -> bool:
-        """See Launch.refresh."""
-        self._inputs = None
-        counts = self._table.refresh(inputs.eps)
-        if counts is None:
-            return False
-        if self._counts_on_device:
-            inputs.check_capturable(self._device)
-            if self._table.rows.ranges > 0:
-                self._inputs = inputs
-        elif counts:
-            self._due = [inputs.coefficients(count) for count in counts]
-            self._inputs = inputs
-        return True
+    def _forget_uploads(self) -> None:
+        self._kernels = _C.CudaLaunch()
 
-    def run(self) -> Graph | None:
-        """See Launch.run."""
-        inputs, self._inputs = self._inputs, None
-        if inputs is None:
-            return None
-        stream = _current_stream(self._device)
-        if stream != self._stream:
-            # The allocator must not hand the workspace on while that stream still reads it.
-            self._workspace.record_stream(torch.cuda.current_stream(self._device))
-            self._stream = stream
-        self._table.announce_writes()
-        graph: Graph | None = None
-        with _current_device(self._device):
-            if self._counts_on_device:
-                graph = self._kernels.counting_step(
-                    self._table.rows, self._workspace, stream, *inputs.on_device(self._device)
-                )
-            else:
-                self._kernels.step(self._table.rows, self._workspace, stream, self._due)
-        self._table.write_back()
-        return graph
+    def _step(self, stream: Any, due: list[Coefficients]) -> None:
+        self._kernels.step(self._table.rows, self._workspace, _handle(stream), due)
+
+    def _counting_step(
+        self,
+        stream: Any,
+        options: dict[str, Any],
+        lr: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        where = self._table.rows, self._workspace, _handle(stream)
+        self._kernels.counting_step(*where, options, lr, grad_scale, found_inf)
+
+
+def _handle(stream: Any) -> int:
+    """What the runtime calls a stream; 0 where the tests run the grid on the host."""
+    return 0 if stream is None else stream.cuda_stream
 
 
 def _launches(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> list[Launch]:

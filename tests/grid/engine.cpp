@@ -16,7 +16,6 @@ namespace {
 using Kernel = std::function<void()>;
 
 std::vector<Kernel>* the_capture = nullptr;
-std::shared_ptr<std::atomic<bool>> the_watch;
 std::int64_t the_launches = 0;
 Fault the_fault = Fault::none;
 
@@ -75,24 +74,13 @@ void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArgum
   });
 }
 
-std::shared_ptr<const std::atomic<bool>> watch_capture(const Queue&) {
-  return the_watch;
-}
-
-HostGraph::~HostGraph() {
-  if (alive_ != nullptr) alive_->store(false);
-}
-
 void HostGraph::begin() {
   if (the_capture != nullptr) throw std::logic_error("a capture is under way");
-  alive_ = std::make_shared<std::atomic<bool>>(true);
   the_capture = &kernels_;
-  the_watch = alive_;
 }
 
 void HostGraph::end() {
   the_capture = nullptr;
-  the_watch = nullptr;
 }
 
 void HostGraph::replay() const {

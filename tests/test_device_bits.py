@@ -1,4 +1,4 @@
-"""The CUDA engine gives the bits of the CPU kernel and touches nothing else."""
+"""The engines for devices give the bits of the CPU kernel and touch nothing else."""
 
 import random
 
@@ -39,8 +39,8 @@ def assert_same_on_both(one, other):
 
 
 def pair(engine, params, **options):
-    """The same parameters under the CUDA engine and under the CPU kernel."""
-    ours = FusedRAdam(on(engine.device, params), backend="cuda", **options)
+    """The same parameters under an engine for devices and under the CPU kernel."""
+    ours = FusedRAdam(on(engine.device, params), backend=engine.backend, **options)
     return ours, FusedRAdam(copies(params), backend="cpu", **options)
 
 
@@ -131,15 +131,15 @@ def drawn_table(seed, device):
     return ours, theirs, steps, options, guarded
 
 
-def assert_same_tables(seed, device):
-    ours, theirs, steps, options, guarded = drawn_table(seed, device)
+def assert_same_tables(seed, engine):
+    ours, theirs, steps, options, guarded = drawn_table(seed, engine.device)
 
     def run(lists, backend):
         maxima = lists[4] if len(lists) > 4 else None
         counts = [step.clone() for step in steps]
         radam_step_(*lists[:4], counts, maxima, backend=backend, **options)
 
-    run(ours, "cuda")
+    run(ours, engine.backend)
     run(theirs, "cpu")
     for role, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
         for i, (a, b) in enumerate(zip(mine, expected, strict=True)):
@@ -149,8 +149,8 @@ def assert_same_tables(seed, device):
 
 @pytest.mark.parametrize("first", range(0, 400, 20))
 def test_drawn_tables_between_guards(first, engine):
-    for seed in range(first, first + 20):
-        assert_same_tables(seed, engine.device)
+    for seed in range(first, first + 20, 5 if engine.is_slow else 1):
+        assert_same_tables(seed, engine)
 
 
 @pytest.mark.parametrize("fault", ["one_thread_less", "last_block_left_out", "a_thread_twice"])
@@ -160,7 +160,7 @@ def test_a_faulty_grid_is_noticed(fault, grid):
         noticed = 0
         for seed in range(40):
             try:
-                assert_same_tables(seed, grid.device)
+                assert_same_tables(seed, grid)
             except AssertionError:
                 noticed += 1
     finally:
@@ -168,16 +168,18 @@ def test_a_faulty_grid_is_noticed(fault, grid):
     assert noticed > 20
 
 
-def test_the_guards_notice_a_write(grid):
-    *_, guarded = drawn_table(1, grid.device)
+def test_the_guards_notice_a_write():
+    *_, guarded = drawn_table(1, torch.device("cpu"))
     storage, inside = guarded._all[0]
     storage[inside.stop] = 0
     with pytest.raises(AssertionError):
         guarded.assert_untouched()
 
 
-@pytest.mark.parametrize("count", [1, 56, 57, 511, 512, 1500])
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 56, 57, 511, 512, 1500])
 def test_tables_in_arguments_and_in_device_memory(count, engine):
+    if engine.is_slow and count > 100:
+        pytest.skip("interpreted too slowly")
     params = parameters(*[(1 + i % 40,) for i in range(count)])
     optimizers = pair(engine, params)
     for grads in gradients(params, 7):
@@ -193,30 +195,31 @@ def test_more_step_counts_than_travel_in_arguments(engine):
         assert_same_on_both(*optimizers)
 
 
-def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(grid):
-    params = on(grid.device, parameters(*[(64, 16)] * 1000))
-    optimizer = FusedRAdam(params, backend="cuda")
+def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(host_engine):
+    params = parameters(*[(4, 2)] * (100 if host_engine.is_slow else 1000))
+    optimizer = FusedRAdam(params, backend=host_engine.backend)
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
 
     def launches():
-        before = grid.module.launches()
+        before = host_engine.launches()
         optimizer.step()
-        return grid.module.launches() - before
+        return host_engine.launches() - before
 
     assert launches() == 1
     params[3].grad = torch.ones_like(params[3])  # elsewhere
-    assert launches() == 3  # 1,000 segments fill the arguments of two uploads
+    assert 1 < launches() <= 3  # 1,000 segments fill the arguments of two CUDA uploads
     assert launches() == 1
     params[3].grad = None
-    assert launches() == 3
+    assert launches() > 1
+    assert launches() == 1
 
 
 def test_views_with_gaps_and_gradients_in_another_order(engine):
     bases = [b.detach() for b in parameters((40, 30), (20, 50))]
     runs = []
-    for device, backend in ((engine.device, "cuda"), (torch.device("cpu"), "cpu")):
+    for device, backend in ((engine.device, engine.backend), (torch.device("cpu"), "cpu")):
         there = [base.to(device).clone() for base in bases]
         params = [torch.nn.Parameter(there[0][:, 3:20]), torch.nn.Parameter(there[1])]
         optimizer = FusedRAdam(params, backend=backend)
@@ -232,7 +235,7 @@ def test_views_with_gaps_and_gradients_in_another_order(engine):
 
 def test_a_step_moves_the_version_that_autograd_checks(engine):
     [p] = on(engine.device, parameters((4,)))
-    optimizer = FusedRAdam([p], backend="cuda")
+    optimizer = FusedRAdam([p], backend=engine.backend)
     loss = (p * p).sum()
     p.grad = torch.ones_like(p)
     version = p.grad._version

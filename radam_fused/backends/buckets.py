@@ -1,4 +1,4 @@
-"""What the compiled engines share: a table of tensors and the parameters that go into it."""
+"""What the engines that work on addresses share: a table of tensors, and what goes into it."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,21 +30,21 @@ class Bucket:
 
 
 class Table:
-    """A bucket's tensors in a table of the extension, and what autograd has to know of a step."""
+    """A bucket's tensors in a table of addresses, and what autograd has to know of a step."""
 
-    def __init__(self, bucket: Bucket, native: Any, chunk: int, counts_on_device: bool) -> None:
+    def __init__(self, bucket: Bucket, table_type: Any, chunk: int, counts_on_device: bool) -> None:
         self._bucket = bucket
         params, states = list(bucket.params), list(bucket.states)
         device = params[0].device if counts_on_device else torch.device("cpu")
-        counters = gather_counters(states, device)
+        self.counters = gather_counters(states, device)
         for i, stage in bucket.staged.items():
             stage.state["step"] = states[i]["step"]
             params[i], states[i] = stage.param, stage.state
         names = moment_names(bucket.setup.amsgrad)
         flat = None if bucket.staged else bucket.setup.flat
         buffers = None if flat is None else flat.of(params[0]).roles(names)
-        self.rows = native.TensorTable(
-            params, states, counters, bucket.setup.amsgrad, buffers, chunk, counts_on_device
+        self.rows = table_type(
+            params, states, self.counters, bucket.setup.amsgrad, buffers, chunk, counts_on_device
         )
         self._written: list[Tensor] = []
         self._written_back: list[Staged] = []
@@ -74,8 +74,9 @@ class Table:
             self._written_back = [staged[i] for i in active if i in staged]
         torch.autograd.graph.increment_version(self._written)
 
-    def write_back(self) -> None:
-        """Copy staged parameters and moments to where they belong."""
+    def finish(self) -> None:
+        """Count the step, and copy staged parameters and moments to where they belong."""
+        self.rows.finish()
         for stage in self._written_back:
             stage.write()
 
@@ -99,7 +100,7 @@ def _fits(param: Tensor, state: State, amsgrad: bool) -> bool:
         return False
     try:
         counter = torch.zeros(1, dtype=torch.float32, device="cpu")
-        extension._C.TensorTable([param], [state], counter, amsgrad)
+        extension.TensorTable([param], [state], counter, amsgrad)
     except ValueError:
         return False
     return True

@@ -1,0 +1,104 @@
+"""When a captured graph dies, which no stream and no object of torch's says."""
+
+import ctypes
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+# What the driver calls through: CUuserObject_flags and CUgraphUserObject_flags, and HIP's likewise.
+_NO_DESTRUCTOR_SYNC = 1
+_MOVE = 1
+_CAPTURING = 1
+
+# Bytes of the largest sem_t of any Linux.
+_SEMAPHORE_WORDS = 8
+
+
+class _Driver(NamedTuple):
+    """The functions of the driver's library, each of which returns 0 or an error."""
+
+    capture_info: Any
+    create_object: Any
+    retain_object: Any
+
+
+def _library() -> tuple[str, str]:
+    """Name of the driver's library and the prefix of its functions."""
+    return ("libamdhip64.so", "hip") if torch.version.hip else ("libcuda.so.1", "cu")
+
+
+@cache
+def _driver() -> _Driver:
+    name, prefix = _library()
+    library = ctypes.CDLL(name)
+    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
+    capture_info = library[f"{prefix}StreamGetCaptureInfo_v2"]
+    capture_info.argtypes = [pointer] * 6
+    create_object = library[f"{prefix}UserObjectCreate"]
+    create_object.argtypes = [pointer, pointer, pointer, unsigned, unsigned]
+    retain_object = library[f"{prefix}GraphRetainUserObject"]
+    retain_object.argtypes = [pointer, pointer, unsigned, unsigned]
+    return _Driver(capture_info, create_object, retain_object)
+
+
+def _check(error: int, what: str) -> None:
+    if error != 0:
+        raise RuntimeError(f"error {error} of the GPU's driver: {what}")
+
+
+_libc = ctypes.CDLL(None)
+
+# Semaphores of graphs that may still live: the driver writes to them whether or not anyone asks.
+_watched: list["CapturedGraph"] = []
+
+
+class CapturedGraph:
+    """A graph that a step was captured into, alive as long as it or what was instantiated from it.
+
+    The driver releases the semaphore, by the C library's own function, when it destroys the last of
+    them: Python code must not run on the thread on which it does.
+    """
+
+    def __init__(self) -> None:
+        self.semaphore = (ctypes.c_uint64 * _SEMAPHORE_WORDS)()
+        _libc.sem_init(self.semaphore, 0, 0)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still exists."""
+        released = ctypes.c_int()
+        _libc.sem_getvalue(self.semaphore, ctypes.byref(released))
+        return released.value == 0
+
+
+def watch_capture(stream: Any) -> CapturedGraph | None:
+    """The graph that is being captured from a stream, or None.
+
+    Args:
+        stream: torch's stream object, the current one; None for the CPU.
+
+    Raises:
+        RuntimeError: The driver gave an error.
+    """
+    if stream is None or stream.device.type != "cuda":
+        return None
+    if not torch.cuda.is_current_stream_capturing():
+        return None
+    driver = _driver()
+    status, graph, user_object = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+    handle = ctypes.c_void_p(stream.cuda_stream)
+    error = driver.capture_info(handle, ctypes.byref(status), None, ctypes.byref(graph), None, None)
+    _check(error, "which graph is being captured")
+    if status.value != _CAPTURING:
+        return None
+    captured = CapturedGraph()
+    _check(
+        driver.create_object(
+            ctypes.byref(user_object), captured.semaphore, _libc.sem_post, 1, _NO_DESTRUCTOR_SYNC
+        ),
+        "an object that tells when the graph dies",
+    )
+    _watched[:] = [*(watched for watched in _watched if watched.is_alive), captured]
+    _check(driver.retain_object(graph, user_object, 1, _MOVE), "the graph's hold on it")
+    return captured

@@ -1,0 +1,149 @@
+"""The Triton engine: triton_kernels/."""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rectification import Coefficients
+from ..tensors import has_own_memory
+from . import extension
+from .base import Backend, Launch, Setup, State
+from .buckets import Bucket, buckets
+from .device import DeviceLaunch, as_current
+
+_OLDEST = (3, 6)
+
+# As torch calls the devices that Triton compiles for; ROCm's are "cuda" too.
+_GPUS = ("cuda", "xpu")
+
+
+class TritonLaunch(DeviceLaunch):
+    """A bucket stepped by one launch of the Triton kernel on the caller's stream."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._launch = _kernels()
+        param, state = bucket.params[0], bucket.states[0]
+        grad = param if param.grad is None else param.grad
+        self._dtypes = (param.dtype, grad.dtype, state["exp_avg"].dtype)
+        self._amsgrad = bucket.setup.amsgrad
+        self._size = len(bucket)
+        size = self._launch.workspace_bytes(self._size)
+        super().__init__(bucket, extension.TensorTable, self._launch.CHUNK, size)
+        with as_current(self._device):
+            self._kernels.compile(self._counts_on_device)
+
+    def _forget_uploads(self) -> None:
+        workspace = self._workspace.data_ptr()
+        self._kernels = self._launch.Launch(workspace, self._size, self._dtypes, self._amsgrad)
+
+    def _step(self, stream: Any, due: list[Coefficients]) -> None:
+        self._kernels.step(self._table.rows.segments, due)
+
+    def _counting_step(
+        self,
+        stream: Any,
+        options: dict[str, Any],
+        lr: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        self._kernels.counting_step(
+            self._table.rows.segments, self._table.counters, options, lr, grad_scale, found_inf
+        )
+
+
+def version() -> str | None:
+    """Triton's version, or None where it is not installed or broken."""
+    try:
+        import triton
+
+        found: str = triton.__version__
+    except Exception:  # whatever a broken installation raises
+        return None
+    return found
+
+
+@cache
+def _kernels() -> Any:
+    """The module that launches the kernels; whatever its import raises."""
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise ImportError(f"triton {triton.__version__} is too old, expected {oldest} or later")
+    from ..triton_kernels import launch
+
+    return launch
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton interprets the kernels in Python, for debugging, on tensors of the CPU."""
+    # Asked first, because to import triton takes a while.
+    return bool(os.environ.get("TRITON_INTERPRET")) and _unloadable() is None and _interprets()
+
+
+def _interprets() -> bool:
+    interprets: bool = _kernels().is_interpreted
+    return interprets
+
+
+def _launches(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> list[Launch]:
+    return [TritonLaunch(bucket) for bucket in buckets(params, states, setup)]
+
+
+@cache
+def _unloadable() -> str | None:
+    try:
+        _kernels()
+    except Exception as error:  # whatever a broken installation raises
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            return "triton is not installed"
+        return f"triton does not load: {type(error).__name__}: {error}"
+    return None
+
+
+@cache
+def _without_device() -> str | None:
+    reason: str | None = _kernels().missing()
+    return reason
+
+
+def _unavailable() -> str | None:
+    reason = _unloadable()
+    if reason is not None or _interprets():
+        return reason
+    return _without_device()
+
+
+@cache
+def _unusable(device: torch.device) -> str | None:
+    with as_current(device):
+        reason: str | None = _kernels().unusable(device)
+    return reason
+
+
+def _refuses(param: Tensor) -> str | None:
+    if not has_own_memory(param):
+        return f"{type(param).__name__} keeps its memory in other tensors"
+    device = param.device
+    if _is_interpreted():
+        if device.type == "cpu":
+            return None
+        return f"it is on {device}, and TRITON_INTERPRET reaches only the CPU's memory"
+    if device.type not in _GPUS:
+        return f"it is on {device}, not on a GPU"
+    return _unavailable() or _unusable(device)
+
+
+BACKEND: Backend = Backend(
+    name="triton",
+    unavailable=_unavailable,
+    refuses=_refuses,
+    launches=_launches,
+    counts_on_device=True,
+    only_by_name=_is_interpreted,
+)

@@ -1,0 +1,295 @@
+"""The kernels of a step, which move data: radam_math.py says what is computed.
+
+A program updates one chunk. It finds the segment that holds it by a search in the table, so a
+launch needs no list of chunks. Chunks that are whole and aligned are moved in 128-bit words.
+
+Every argument is an address or a number in 64 bits, none is specialised, and all that a step may
+change is an argument: a kernel is compiled once for each combination of constants.
+"""
+
+import triton
+import triton.language as tl
+
+from .radam_math import SKIPPED, coefficients, update
+
+# Columns of a table of segments, all int64, as csrc/segments.h has them: addresses, scalars,
+# scalars of the segments before it (each padded to whole chunks), and which coefficients apply.
+PARAM = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+EXP_AVG = tl.constexpr(2)
+EXP_AVG_SQ = tl.constexpr(3)
+MAX_EXP_AVG_SQ = tl.constexpr(4)
+NUMEL = tl.constexpr(5)
+FIRST = tl.constexpr(6)
+ROW = tl.constexpr(7)
+
+# Columns of a table of coefficients, radam_fused.rectification.Coefficients: float64, then int64.
+NUMBERS = tl.constexpr(9)
+
+
+@triton.jit
+def _word(table, rows, COLUMN: tl.constexpr, row):
+    return tl.load(table.to(tl.pointer_type(tl.int64)) + (rows * COLUMN + row))
+
+
+@triton.jit
+def _number(bits):
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _find(table, rows, count, begin):
+    """The segment that holds scalar `begin`: the last one that starts at or before it."""
+    low = count * 0
+    high = count
+    # Tensors of like sizes are found at the guess.
+    guess = tl.program_id(0).to(tl.int64) * count // tl.num_programs(0)
+    for at in tl.static_range(2):
+        middle = guess + at
+        if (low < middle) & (middle < high):
+            if _word(table, rows, FIRST, middle) <= begin:
+                low = middle
+            else:
+                high = middle
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        if _word(table, rows, FIRST, middle) <= begin:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _pointers(address, offset, TYPE: tl.constexpr, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    first = address.to(tl.int64).to(tl.pointer_type(TYPE)) + offset
+    if ALIGNED:
+        first = tl.multiple_of(first, 16)
+    return first + tl.arange(0, CHUNK)
+
+
+@triton.jit
+def _step_chunk(
+    param,
+    grad,
+    exp_avg,
+    exp_avg_sq,
+    max_exp_avg_sq,
+    offset,
+    numel,
+    coefficients,
+    kind,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,
+    T: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    param_at = _pointers(param, offset, P, CHUNK, WHOLE)
+    grad_at = _pointers(grad, offset, G, CHUNK, WHOLE)
+    exp_avg_at = _pointers(exp_avg, offset, M, CHUNK, WHOLE)
+    exp_avg_sq_at = _pointers(exp_avg_sq, offset, M, CHUNK, WHOLE)
+    max_exp_avg_sq_at = _pointers(max_exp_avg_sq, offset, M, CHUNK, WHOLE)
+    # A mask makes every access one of single elements, also where it is always true.
+    mask = None
+    if not WHOLE:
+        mask = tl.arange(0, CHUNK) < numel - offset
+    p = tl.load(param_at, mask=mask)
+    g = tl.load(grad_at, mask=mask)
+    m = tl.load(exp_avg_at, mask=mask)
+    v = tl.load(exp_avg_sq_at, mask=mask)
+    s = v
+    if AMSGRAD:
+        s = tl.load(max_exp_avg_sq_at, mask=mask)
+    new_p, new_m, new_v, new_s = update(
+        p.to(T), g.to(T), m.to(T), v.to(T), s.to(T), coefficients, kind, AMSGRAD
+    )
+    tl.store(param_at, new_p.to(p.dtype), mask=mask)
+    tl.store(exp_avg_at, new_m.to(m.dtype), mask=mask)
+    tl.store(exp_avg_sq_at, new_v.to(v.dtype), mask=mask)
+    if AMSGRAD:
+        tl.store(max_exp_avg_sq_at, new_s.to(s.dtype), mask=mask)
+
+
+@triton.jit
+def step_kernel(
+    table: tl.int64,
+    rows: tl.int64,
+    count: tl.int64,
+    param: tl.int64,
+    grad: tl.int64,
+    exp_avg: tl.int64,
+    exp_avg_sq: tl.int64,
+    max_exp_avg_sq: tl.int64,
+    numel: tl.int64,
+    numbers: tl.int64,
+    grad_mul: tl.int64,
+    l2: tl.int64,
+    decay: tl.int64,
+    one_minus_beta1: tl.int64,
+    beta2: tl.int64,
+    one_minus_beta2: tl.int64,
+    step_size: tl.int64,
+    eps: tl.int64,
+    kind: tl.int64,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    begin = tl.program_id(0).to(tl.int64) * CHUNK
+    offset = begin
+    row = begin * 0
+    if table != 0:
+        segment = _find(table, rows, count, begin)
+        offset = begin - _word(table, rows, FIRST, segment)
+        param = _word(table, rows, PARAM, segment)
+        grad = _word(table, rows, GRAD, segment)
+        exp_avg = _word(table, rows, EXP_AVG, segment)
+        exp_avg_sq = _word(table, rows, EXP_AVG_SQ, segment)
+        if AMSGRAD:
+            max_exp_avg_sq = _word(table, rows, MAX_EXP_AVG_SQ, segment)
+        numel = _word(table, rows, NUMEL, segment)
+        row = _word(table, rows, ROW, segment)
+    if numbers != 0:
+        at = numbers.to(tl.pointer_type(tl.int64)) + row * NUMBERS
+        grad_mul = tl.load(at)
+        l2 = tl.load(at + 1)
+        decay = tl.load(at + 2)
+        one_minus_beta1 = tl.load(at + 3)
+        beta2 = tl.load(at + 4)
+        one_minus_beta2 = tl.load(at + 5)
+        step_size = tl.load(at + 6)
+        eps = tl.load(at + 7)
+        kind = tl.load(at + 8)
+    T: tl.constexpr = tl.float64 if tl.float64 == P else tl.float32
+    if kind != SKIPPED:
+        c = (
+            _number(grad_mul).to(T),
+            _number(l2).to(T),
+            _number(decay).to(T),
+            _number(one_minus_beta1).to(T),
+            _number(beta2).to(T),
+            _number(one_minus_beta2).to(T),
+            _number(step_size).to(T),
+            _number(eps).to(T),
+        )
+        is_aligned = ((param | grad | exp_avg | exp_avg_sq | max_exp_avg_sq) % 16) == 0
+        if (numel - offset >= CHUNK) & is_aligned:
+            _step_chunk(
+                param,
+                grad,
+                exp_avg,
+                exp_avg_sq,
+                max_exp_avg_sq,
+                offset,
+                numel,
+                c,
+                kind,
+                P,
+                G,
+                M,
+                T,
+                AMSGRAD,
+                CHUNK,
+                True,
+            )
+        else:
+            _step_chunk(
+                param,
+                grad,
+                exp_avg,
+                exp_avg_sq,
+                max_exp_avg_sq,
+                offset,
+                numel,
+                c,
+                kind,
+                P,
+                G,
+                M,
+                T,
+                AMSGRAD,
+                CHUNK,
+                False,
+            )
+
+
+@triton.jit
+def prologue_kernel(
+    table: tl.int64,
+    rows: tl.int64,
+    numbers: tl.int64,
+    counters: tl.int64,
+    counters_are_float64: tl.int64,
+    lr_at: tl.int64,
+    lr_is_float64: tl.int64,
+    grad_scale_at: tl.int64,
+    found_inf_at: tl.int64,
+    lr: tl.int64,
+    beta1: tl.int64,
+    beta2: tl.int64,
+    eps: tl.int64,
+    weight_decay: tl.int64,
+    rectify_threshold: tl.int64,
+    flags: tl.int64,
+):
+    row = _word(table, rows, ROW, tl.program_id(0).to(tl.int64))
+    to = numbers.to(tl.pointer_type(tl.float64)) + row * NUMBERS
+    kind_to = numbers.to(tl.pointer_type(tl.int64)) + (row * NUMBERS + 8)
+    overflows = False
+    if found_inf_at != 0:
+        overflows = tl.load(found_inf_at.to(tl.pointer_type(tl.float32))) != 0
+    if overflows:
+        tl.store(kind_to, SKIPPED)
+    else:
+        rate = _number(lr)
+        if lr_at != 0:
+            if lr_is_float64 != 0:
+                rate = tl.load(lr_at.to(tl.pointer_type(tl.float64)))
+            else:
+                rate = tl.load(lr_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
+        grad_scale = tl.full((), 1.0, tl.float64)
+        if grad_scale_at != 0:
+            grad_scale = tl.load(grad_scale_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
+        # Counted in the counter's own precision, as torch counts.
+        if counters_are_float64 != 0:
+            counter = counters.to(tl.pointer_type(tl.float64)) + row
+            count = tl.load(counter) + 1
+            tl.store(counter, count)
+            step = count.to(tl.int64)
+        else:
+            counter32 = counters.to(tl.pointer_type(tl.float32)) + row
+            count32 = tl.load(counter32) + 1
+            tl.store(counter32, count32)
+            step = count32.to(tl.int64)
+        c = coefficients(
+            step,
+            rate,
+            _number(beta1),
+            _number(beta2),
+            _number(eps),
+            _number(weight_decay),
+            _number(rectify_threshold),
+            grad_scale,
+            (flags & 1) != 0,
+            (flags & 2) != 0,
+            (flags & 4) != 0,
+            (flags & 8) != 0,
+            (flags & 16) != 0,
+            (flags & 32) != 0,
+            (flags & 64) != 0,
+        )
+        for k in tl.static_range(8):
+            tl.store(to + k, c[k])
+        tl.store(kind_to, c[8])
+
+
+@triton.jit
+def upload_kernel(to: tl.int64, halves):
+    at = to.to(tl.pointer_type(tl.int32))
+    for k in tl.static_range(len(halves)):
+        tl.store(at + k, halves[k])
