@@ -18,7 +18,8 @@ from .step import prologue_kernel, step_kernel, upload_kernel
 is_interpreted = not isinstance(step_kernel, triton.JITFunction)
 
 CHUNK = 1024  # scalars of a program
-_WARPS = 4  # whose threads have eight scalars each: two 128-bit loads of each float32 array
+_THREADS = 128  # with eight scalars each: two 128-bit loads of each float32 array
+_PART = 512  # scalars of a program at once where a chunk is not whole and aligned
 
 # Bytes that one launch uploads.
 _UPLOAD = 1024
@@ -52,8 +53,30 @@ def _run(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
     kernel[(programs,)](*arguments, enable_fp_fusion=False, **options)
 
 
-def _compile(kernel: Any, *arguments: Any, **options: Any) -> None:
-    kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=False, **options)
+def _compile(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    kernel.warmup(*arguments, grid=(programs,), enable_fp_fusion=False, **options)
+
+
+def shape_for(target: Any, param: Any, amsgrad: bool) -> dict[str, Any]:
+    """The shape of the step's kernel.
+
+    Args:
+        target: Triton's description of the device.
+        param: Triton's dtype of the parameters.
+        amsgrad: Whether there are running maxima.
+    """
+    shape = {"CHUNK": CHUNK, "PART": _PART, "num_warps": _THREADS // target.warp_size}
+    if target.backend == "cuda":
+        # At 7, 6 and 3 blocks on a multiprocessor no register spills; left to itself, the assembler
+        # at times spills one to fit another block.
+        shape["maxnreg"] = 168 if param == tl.float64 else 80 if amsgrad else 72
+    return shape
+
+
+def _shape(param: Any, amsgrad: bool) -> dict[str, Any]:
+    if is_interpreted:
+        return {"CHUNK": CHUNK, "PART": _PART}
+    return shape_for(triton.runtime.driver.active.get_current_target(), param, amsgrad)
 
 
 def missing() -> str | None:
@@ -100,8 +123,11 @@ def upload(to: int, data: bytes) -> None:
         to: The address.
         data: As many bytes as one launch uploads, or less, which zeros then follow.
     """
-    halves = struct.unpack(f"{_UPLOAD // 4}i", data.ljust(_UPLOAD, b"\0"))
-    _run(upload_kernel, 1, to, halves, num_warps=1)
+    words = struct.unpack(f"{_UPLOAD // 4}I", data.ljust(_UPLOAD, b"\0"))
+    # Integers of which each is of 64 bits, not 1 and not a multiple of 16: of those in a tuple
+    # Triton would make other kernels.
+    marked = tuple(1 << 62 | word << 4 | 8 for word in words)
+    _run(upload_kernel, 1, to, marked, num_warps=1)
 
 
 class Launch:
@@ -122,21 +148,17 @@ class Launch:
         self._table = workspace
         self._numbers = workspace + _padded(_COLUMNS * 8 * rows)
         self._rows = rows
-        names = zip(("P", "G", "M"), dtypes, strict=True)
-        self._constants = {
-            **{name: _TYPES[dtype] for name, dtype in names},
-            "AMSGRAD": amsgrad,
-            "CHUNK": CHUNK,
-            "num_warps": _WARPS,
-        }
+        param, grad, moment = (_TYPES[dtype] for dtype in dtypes)
+        self._constants = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
+        self._constants |= _shape(param, amsgrad)
         self._segments = b""
         self._there: dict[int, bytes] = {}  # what was uploaded, by address
 
     def compile(self, counts_on_device: bool) -> None:
         """Compile what a step will run, so that an error comes before anything is written."""
-        _compile(step_kernel, *[0] * 19, **self._constants)
+        _compile(step_kernel, 1, *[0] * 19, **self._constants)
         if counts_on_device:
-            _compile(prologue_kernel, *[0] * 16, num_warps=1)
+            _compile(prologue_kernel, 1, *[0] * 16, num_warps=1)
 
     def step(self, segments: bytes, coefficients: Sequence[tuple[Any, ...]]) -> None:
         """A step that the host has counted.

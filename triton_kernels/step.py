@@ -61,59 +61,51 @@ def _find(table, rows, count, begin):
 
 
 @triton.jit
-def _pointers(address, offset, TYPE: tl.constexpr, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    first = address.to(tl.int64).to(tl.pointer_type(TYPE)) + offset
-    if ALIGNED:
+def _pointers(address, start, TYPE: tl.constexpr, SIZE: tl.constexpr, WHOLE: tl.constexpr):
+    first = address.to(tl.int64).to(tl.pointer_type(TYPE)) + start
+    if WHOLE:
         first = tl.multiple_of(first, 16)
-    return first + tl.arange(0, CHUNK)
+    return first + tl.arange(0, SIZE)
 
 
 @triton.jit
-def _step_chunk(
-    param,
-    grad,
-    exp_avg,
-    exp_avg_sq,
-    max_exp_avg_sq,
-    offset,
-    numel,
+def _step_part(
+    addresses,
+    start,
+    end,
     coefficients,
     kind,
     P: tl.constexpr,
     G: tl.constexpr,
     M: tl.constexpr,
-    T: tl.constexpr,
     AMSGRAD: tl.constexpr,
-    CHUNK: tl.constexpr,
+    SIZE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    param_at = _pointers(param, offset, P, CHUNK, WHOLE)
-    grad_at = _pointers(grad, offset, G, CHUNK, WHOLE)
-    exp_avg_at = _pointers(exp_avg, offset, M, CHUNK, WHOLE)
-    exp_avg_sq_at = _pointers(exp_avg_sq, offset, M, CHUNK, WHOLE)
-    max_exp_avg_sq_at = _pointers(max_exp_avg_sq, offset, M, CHUNK, WHOLE)
-    # A mask makes every access one of single elements, also where it is always true.
-    mask = None
-    if not WHOLE:
-        mask = tl.arange(0, CHUNK) < numel - offset
+    """Scalars from start on: SIZE of them, aligned, if WHOLE; else up to end."""
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = addresses
+    param_at = _pointers(param, start, P, SIZE, WHOLE)
+    grad_at = _pointers(grad, start, G, SIZE, WHOLE)
+    exp_avg_at = _pointers(exp_avg, start, M, SIZE, WHOLE)
+    exp_avg_sq_at = _pointers(exp_avg_sq, start, M, SIZE, WHOLE)
+    max_exp_avg_sq_at = _pointers(max_exp_avg_sq, start, M, SIZE, WHOLE)
+    # A mask makes every access one of single scalars, also where it is always true.
+    mask = None if WHOLE else tl.arange(0, SIZE) < end - start
     p = tl.load(param_at, mask=mask)
     g = tl.load(grad_at, mask=mask)
     m = tl.load(exp_avg_at, mask=mask)
     v = tl.load(exp_avg_sq_at, mask=mask)
-    s = v
+    s = tl.load(max_exp_avg_sq_at, mask=mask) if AMSGRAD else v
+    T: tl.constexpr = tl.float64 if P == tl.float64 else tl.float32  # noqa: SIM300
+    p, m, v, s = update(p.to(T), g.to(T), m.to(T), v.to(T), s.to(T), coefficients, kind, AMSGRAD)
+    tl.store(param_at, p.to(P), mask=mask)
+    tl.store(exp_avg_at, m.to(M), mask=mask)
+    tl.store(exp_avg_sq_at, v.to(M), mask=mask)
     if AMSGRAD:
-        s = tl.load(max_exp_avg_sq_at, mask=mask)
-    new_p, new_m, new_v, new_s = update(
-        p.to(T), g.to(T), m.to(T), v.to(T), s.to(T), coefficients, kind, AMSGRAD
-    )
-    tl.store(param_at, new_p.to(p.dtype), mask=mask)
-    tl.store(exp_avg_at, new_m.to(m.dtype), mask=mask)
-    tl.store(exp_avg_sq_at, new_v.to(v.dtype), mask=mask)
-    if AMSGRAD:
-        tl.store(max_exp_avg_sq_at, new_s.to(s.dtype), mask=mask)
+        tl.store(max_exp_avg_sq_at, s.to(M), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=list(range(19)))
 def step_kernel(
     table: tl.int64,
     rows: tl.int64,
@@ -139,6 +131,7 @@ def step_kernel(
     M: tl.constexpr,
     AMSGRAD: tl.constexpr,
     CHUNK: tl.constexpr,
+    PART: tl.constexpr,
 ):
     begin = tl.program_id(0).to(tl.int64) * CHUNK
     offset = begin
@@ -178,47 +171,17 @@ def step_kernel(
             _number(eps).to(T),
         )
         is_aligned = ((param | grad | exp_avg | exp_avg_sq | max_exp_avg_sq) % 16) == 0
+        addresses = (param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq)
         if (numel - offset >= CHUNK) & is_aligned:
-            _step_chunk(
-                param,
-                grad,
-                exp_avg,
-                exp_avg_sq,
-                max_exp_avg_sq,
-                offset,
-                numel,
-                c,
-                kind,
-                P,
-                G,
-                M,
-                T,
-                AMSGRAD,
-                CHUNK,
-                True,
-            )
+            _step_part(addresses, offset, numel, c, kind, P, G, M, AMSGRAD, CHUNK, True)
         else:
-            _step_chunk(
-                param,
-                grad,
-                exp_avg,
-                exp_avg_sq,
-                max_exp_avg_sq,
-                offset,
-                numel,
-                c,
-                kind,
-                P,
-                G,
-                M,
-                T,
-                AMSGRAD,
-                CHUNK,
-                False,
-            )
+            # In parts, because pointers and masks of single scalars fill many registers.
+            end = tl.minimum(offset + CHUNK, numel)
+            for start in range(offset, end, PART):
+                _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, PART, False)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=list(range(16)))
 def prologue_kernel(
     table: tl.int64,
     rows: tl.int64,
@@ -288,8 +251,8 @@ def prologue_kernel(
         tl.store(kind_to, c[8])
 
 
-@triton.jit
-def upload_kernel(to: tl.int64, halves):
+@triton.jit(do_not_specialize=[0])
+def upload_kernel(to: tl.int64, marked):
     at = to.to(tl.pointer_type(tl.int32))
-    for k in tl.static_range(len(halves)):
-        tl.store(at + k, halves[k])
+    for k in tl.static_range(len(marked)):
+        tl.store(at + k, (marked[k] >> 4).to(tl.int32))

@@ -1,0 +1,244 @@
+"""What Triton's compiler makes of the kernels, for GPUs that need not be there."""
+
+import re
+import subprocess
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from radam_fused import FusedRAdam, backends
+from radam_fused.backends import cpu
+from radam_fused.backends import triton as engine
+
+from .helpers import OPTIONS, gradients, parameters, train
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+from radam_fused.triton_kernels import launch, step  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+FLOATS = {
+    "float64": tl.float64,
+    "float32": tl.float32,
+    "bfloat16": tl.bfloat16,
+    "float16": tl.float16,
+}
+BYTES = {name: dtype.primitive_bitwidth // 8 for name, dtype in FLOATS.items()}
+
+NVIDIA = [80, 90, 100]
+AMD = "gfx942"
+
+
+def moments(param):
+    return {param, "float64" if param == "float64" else "float32"}
+
+
+# Parameter, gradient and moment.
+EVERY = [(p, g, m) for p in FLOATS for g in FLOATS for m in sorted(moments(p))]
+USUAL = [(p, p, m) for p in FLOATS for m in sorted(moments(p))]
+
+
+@cache
+def compiled(kernel, target, constants=(), **options):
+    """A kernel for a target, all of its arguments of 64 bits as the launcher has them."""
+    constants = dict(constants)
+    names = kernel.arg_names
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else "i64" for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+    )
+    options = {
+        "num_warps": launch._THREADS // target.warp_size,
+        "enable_fp_fusion": False,
+        **options,
+    }
+    return triton.compile(source, target=target, options=options)
+
+
+def step_for(target, param, grad, moment, amsgrad, **options):
+    types = {"P": FLOATS[param], "G": FLOATS[grad], "M": FLOATS[moment]}
+    shape = launch.shape_for(target, FLOATS[param], amsgrad)
+    constants = {
+        **types,
+        "AMSGRAD": amsgrad,
+        "CHUNK": shape.pop("CHUNK"),
+        "PART": shape.pop("PART"),
+    }
+    return compiled(step.step_kernel, target, tuple(constants.items()), **shape, **options)
+
+
+def nvidia(capability):
+    return GPUTarget("cuda", capability, 32)
+
+
+def wide_accesses(ptx):
+    """How many global loads and stores move 128 bits; wider ones count as several."""
+    counted = Counter()
+    for kind, vector, bits in re.findall(r"\b(ld|st)\.global(?:\.\w+)*?\.v(\d)\.[bfu](\d+)", ptx):
+        assert int(vector) * int(bits) % 128 == 0, "a vector access of less"
+        counted[kind] += int(vector) * int(bits) // 128
+    return counted
+
+
+KERNELS = pytest.mark.parametrize(
+    ("capability", "dtypes", "amsgrad"),
+    [
+        *((90, dtypes, amsgrad) for dtypes in EVERY for amsgrad in (False, True)),
+        *((capability, dtypes, False) for capability in (80, 100) for dtypes in USUAL),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
+)
+
+
+@KERNELS
+def test_whole_chunks_move_in_128_bit_accesses(capability, dtypes, amsgrad):
+    param, grad, moment = (
+        BYTES[dtype] * launch.CHUNK // launch._THREADS for dtype in dtypes
+    )  # of a thread
+    moments = (3 if amsgrad else 2) * moment
+    ptx = step_for(nvidia(capability), *dtypes, amsgrad).asm["ptx"]
+    expected = {"ld": (param + grad + moments) // 16, "st": (param + moments) // 16}
+    assert wide_accesses(ptx) == expected
+
+
+def arithmetic(ptx):
+    """The floating-point instructions with how they round."""
+    return set(
+        re.findall(r"\b(fma|mad|add|sub|mul|div|sqrt)((?:\.\w+)*?)\.f(?:32|64)(?:x2)?\b", ptx)
+    )
+
+
+@KERNELS
+def test_nothing_is_contracted(capability, dtypes, amsgrad):
+    found = arithmetic(step_for(nvidia(capability), *dtypes, amsgrad).asm["ptx"])
+    assert {name for name, _ in found} == {"add", "sub", "mul", "div", "sqrt"}
+    assert {how for _, how in found} == {".rn"}
+
+
+def test_a_contracted_kernel_is_noticed():
+    kernel = step_for(nvidia(90), *["float32"] * 3, False, enable_fp_fusion=True)
+    assert ("fma", ".rn") in arithmetic(kernel.asm["ptx"])
+
+
+def resources(kernel, tmp_path):
+    """What the assembler says of a kernel."""
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [tool, "-res-usage", binary]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", text)}
+
+
+@KERNELS
+def test_nothing_spills(capability, dtypes, amsgrad, tmp_path):
+    used = resources(step_for(nvidia(capability), *dtypes, amsgrad), tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
+
+
+def test_the_prologue_rounds_too(tmp_path):
+    kernel = compiled(step.prologue_kernel, nvidia(90), num_warps=1)
+    found = arithmetic(kernel.asm["ptx"])
+    assert {how for _, how in found} == {".rn"}
+    assert not {"fma", "mad"} & {name for name, _ in found}
+    assert {"div", "sqrt"} <= {name for name, _ in found}
+    used = resources(kernel, tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
+
+
+GFX942 = GPUTarget("hip", "gfx942", 64)
+
+
+@pytest.mark.parametrize("dtypes", USUAL, ids="-".join)
+def test_amd(dtypes):
+    code = step_for(GFX942, *dtypes, False).asm["amdgcn"]
+    for kind in ("load", "store"):
+        assert re.search(rf"\b(buffer|global)_{kind}_dwordx4\b", code)
+    spilled = re.findall(r"\.(?:[sv]gpr_spill_count|private_segment_fixed_size): +(\d+)", code)
+    assert set(spilled) == {"0"}
+
+
+@triton.jit
+def quotients_and_roots(x: tl.int64, y: tl.int64):
+    """The same divisions and roots as the update's, which AMD's compiler builds of fused steps."""
+    i = tl.arange(0, 1024)
+    at = x.to(tl.pointer_type(tl.float32)) + i
+    divisor = y.to(tl.pointer_type(tl.float32)) + i
+    tl.store(at, tl.div_rn(tl.load(at), tl.sqrt_rn(tl.load(divisor))))
+
+
+def fused_steps(kernel):
+    """How many fused multiply-adds of one number or of two there are to each division."""
+    code = kernel.asm["amdgcn"]
+    fused = len(re.findall(r"\bv_(?:fma|fmac|fmamk|fmaak|mad|mac)_f32", code))
+    fused += 2 * len(re.findall(r"\bv_pk_fma_f32", code))
+    return fused / len(re.findall(r"\bv_div_fixup_f32\b", code))
+
+
+def test_nothing_is_contracted_on_amd():
+    float32 = ["float32"] * 3
+    alone = fused_steps(compiled(quotients_and_roots, GFX942, num_warps=2))
+    assert abs(fused_steps(step_for(GFX942, *float32, False)) - alone) < 0.5
+    assert fused_steps(step_for(GFX942, *float32, False, enable_fp_fusion=True)) > alone + 1.5
+
+
+class Gpu:
+    """A driver of Triton's for a GPU that is not there."""
+
+    def get_current_target(self):
+        return nvidia(90)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The names of the kernels that launches compile, instead of being run."""
+    names = []
+    monkeypatch.setattr(triton.runtime.driver, "_active", Gpu())
+    monkeypatch.setattr(launch, "_run", launch._compile)
+    monkeypatch.setattr(engine, "_kernels", lambda: launch)
+    served = engine.BACKEND._replace(unavailable=lambda: None, refuses=cpu._refuses)
+    monkeypatch.setitem(backends.BACKENDS, "triton", served)
+    for kernel in (step.step_kernel, step.prologue_kernel, step.upload_kernel):
+        kernel.device_caches.clear()
+    note = triton.knobs.runtime
+
+    def compiled_one(*, fn, already_compiled=False, **_):
+        if not already_compiled:
+            names.append(fn.name.rpartition(".")[2])
+
+    monkeypatch.setattr(note, "jit_post_compile_hook", compiled_one)
+    return names
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS["amsgrad-l2-maximize"]], ids=["plain", "amsgrad"])
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+def test_one_compilation_for_a_dtype_and_the_options(options, capturable, compilations):
+    params = parameters(*[(33,)] * 40, (1025,))
+    optimizer = FusedRAdam(params, backend="triton", **options)
+    optimizer.param_groups[0]["capturable"] = capturable
+    [group] = optimizer.param_groups
+    for t, grads in enumerate(gradients(params, 9)):  # over the threshold
+        group["lr"], group["betas"] = 0.1 / (t + 1), (0.9, 0.8 + t / 100)
+        group["weight_decay"], group["eps"] = t % 3 / 10, t % 2 * 1e-8
+        late = [None if t < 3 and i < 3 else g for i, g in enumerate(grads)]
+        only_one = [g if t == 5 and i == 0 else None for i, g in enumerate(grads)]
+        train(optimizer, [only_one if t == 5 else late])
+    expected = ["step_kernel", "upload_kernel"] + ["prologue_kernel"] * capturable
+    assert Counter(compilations) == Counter(expected)
+
+
+def test_another_dtype_is_another_compilation(compilations):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        params = parameters((33,), dtype=dtype)
+        train(FusedRAdam(params, backend="triton"), gradients(params, 2))
+    assert Counter(compilations) == {"step_kernel": 3}
