@@ -23,12 +23,12 @@ bench: $(INSTALLED)
 gpu: export CUDAARCHS ?= native
 gpu:
 	RADAM_FUSED_CUDA=1 $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	$(PYTHON) -c 'from radam_fused.backends import check_name; check_name("cuda")'
+	$(PYTHON) -c 'from radam_fused.backends import check_name as c; c("cuda"); c("triton")'
 	failed=; $(PYTHON) -m pytest -q tests -k gpu --ignore=tests/test_presets.py || failed="$$failed tests"; \
-	for tool in memcheck racecheck; do if command -v compute-sanitizer; then \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(PYTHON) -m pytest -q "tests/test_device_bits.py::test_drawn_tables_between_guards[gpu-0]" \
-	  || failed="$$failed $$tool"; fi; done; \
+	for run in memcheck:cuda memcheck:triton racecheck:cuda; do if command -v compute-sanitizer; then \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $${run%:*} --error-exitcode 9 \
+	  $(PYTHON) -m pytest -q "tests/test_device_bits.py::test_drawn_tables_between_guards[$${run#*:}-gpu-0]" \
+	  || failed="$$failed $$run"; fi; done; \
 	$(PYTHON) -m bench.gpu || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
 
 lint: $(INSTALLED)

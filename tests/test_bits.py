@@ -166,14 +166,20 @@ def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype, instructio
     assert_same_bits(p, every)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_rounding_to_16_bits_is_torch_s(dtype, instruction_set):
-    """A moment in the parameter's dtype is one rounding of the gradient at beta1 = 0."""
-    patterns = torch.randint(-(2**31), 2**31 - 1, (200_000,), dtype=torch.int64).to(torch.int32)
+def rounding_cases(dtype, count):
+    """Float32 numbers of every kind, and as many where the rounding to 16 bits is decided."""
+    patterns = torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int64).to(torch.int32)
     # Ties and their neighbours, where rounding is decided.
     ties = patterns & ~0x1FFF | 0x1000 if dtype == torch.float16 else patterns & ~0xFFFF | 0x8000
     grads = torch.cat([patterns, ties, ties + 1, ties - 1]).view(torch.float32)
     grads[:4] = torch.tensor([65519.0, 65520.0, 2.0**-25, -(2.0**-24)])
+    return grads
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_rounding_to_16_bits_is_torch_s(dtype, instruction_set):
+    """A moment in the parameter's dtype is one rounding of the gradient at beta1 = 0."""
+    grads = rounding_cases(dtype, 200_000)
     p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype))
     p.grad_dtype = None
     p.grad = grads

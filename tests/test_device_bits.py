@@ -8,7 +8,7 @@ import torch
 from radam_fused import FusedRAdam, radam_step_
 
 from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
-from .test_bits import DTYPES, SHAPES
+from .test_bits import DTYPES, SHAPES, rounding_cases
 
 FLOATS = {name: dtype for name, dtype in DTYPES.items() if not dtype.is_complex}
 
@@ -71,17 +71,50 @@ def test_every_combination_of_dtypes(param, grad, in_param_dtype, amsgrad, engin
     assert_same_on_both(*optimizers)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype, engine):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    p = torch.nn.Parameter(every.to(engine.device, copy=True))
+    p.grad = torch.zeros_like(p)
+    FusedRAdam([p], backend=engine.backend, lr=0.0).step()
+    assert_same_bits(p.detach().cpu(), every)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_rounding_to_16_bits_is_torch_s(dtype, engine):
+    """A moment in the parameter's dtype is one rounding of the gradient at beta1 = 0."""
+    grads = rounding_cases(dtype, 40_000)
+    p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype, device=engine.device))
+    p.grad_dtype = None
+    p.grad = grads.to(engine.device)
+    options = {"betas": (0.0, 0.9), "moments_in_param_dtype": True}
+    optimizer = FusedRAdam([p], backend=engine.backend, **options)
+    optimizer.step()
+    assert_same_bits(optimizer.state[p]["exp_avg"].cpu(), grads.to(dtype))
+
+
+@pytest.mark.parametrize("exponent", [-140, -126, -70, 0, 60, 120])
+def test_extreme_magnitudes(exponent, engine):
+    params = parameters((1100,))
+    optimizers = pair(engine, params, eps=1e-30)
+    for grads in gradients(params, 10):
+        step_both(optimizers, [g * 2.0**exponent for g in grads])
+    assert_same_on_both(*optimizers)
+
+
 class Guarded:
-    """Tensors as slices of larger ones whose other elements nothing may touch."""
+    """Tensors as slices of larger ones whose other elements nothing may touch or read."""
 
     def __init__(self, draw, device):
         self._draw = draw
+        # NaN would be noticed in a result, another number where it is overwritten by one.
+        self._poison = draw.choice([77.0, float("nan")])
         self._device = device
         self._all = []
 
     def tensor(self, values, misaligned):
         before = self._draw.choice([1, 3, 5, 8]) if misaligned else 64
-        storage = torch.full((before + values.numel() + 9,), 77.0, dtype=values.dtype)
+        storage = torch.full((before + values.numel() + 9,), self._poison, dtype=values.dtype)
         inside = slice(before, before + values.numel())
         storage[inside] = values
         storage = storage.to(self._device)
@@ -91,7 +124,7 @@ class Guarded:
     def assert_untouched(self):
         for storage, inside in self._all:
             outside = torch.cat([storage[: inside.start], storage[inside.stop :]])
-            assert (outside == 77).all()
+            assert_same_bits(outside, torch.full_like(outside, self._poison))
 
 
 def drawn_table(seed, device):

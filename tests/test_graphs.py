@@ -1,14 +1,20 @@
 """capturable=True: steps counted on the device, captured and replayed exactly."""
 
 import copy
+import ctypes
 import gc
 import pickle
 import random
+import struct
+import subprocess
+import threading
+import weakref
 
 import pytest
 import torch
 
 from radam_fused import FusedRAdam
+from radam_fused.backends import graphs
 from radam_fused.rectification import coefficients
 
 from .engines import host_grid
@@ -32,19 +38,26 @@ FLAGS = (
 )
 
 
-def test_the_device_s_coefficients_have_the_host_s_bits():
+def drawn_options(draw):
+    numbers = {
+        "lr": draw.choice([1e-3, draw.random()]),
+        "betas": (draw.choice([0.9, 0.0, draw.random()]), 1 - 10 ** -draw.uniform(0, 7)),
+        "eps": draw.choice([1e-8, 0.0, draw.random()]),
+        "weight_decay": draw.choice([0.0, 0.01, draw.random()]),
+        "rectify_threshold": draw.choice([4.0, 5.0]),
+        "grad_scale": draw.choice([1.0, 65536.0, draw.random() + 0.1]),
+    }
+    return numbers, {name: draw.random() < 0.5 for name in FLAGS}
+
+
+def drawn_step(draw):
+    return draw.choice([1, 2, 5, 6, 7, draw.randrange(1, 50), draw.randrange(1, 10**6)])
+
+
+def test_the_cuda_prologue_has_the_host_s_bits():
     draw = random.Random(0)
     for _ in range(20_000):
-        step = draw.choice([1, 2, 5, 6, 7, draw.randrange(1, 50), draw.randrange(1, 10**6)])
-        numbers = {
-            "lr": draw.choice([1e-3, draw.random()]),
-            "betas": (draw.choice([0.9, 0.0, draw.random()]), 1 - 10 ** -draw.uniform(0, 7)),
-            "eps": draw.choice([1e-8, 0.0, draw.random()]),
-            "weight_decay": draw.choice([0.0, 0.01, draw.random()]),
-            "rectify_threshold": draw.choice([4.0, 5.0]),
-            "grad_scale": draw.choice([1.0, 65536.0, draw.random() + 0.1]),
-        }
-        flags = {name: draw.random() < 0.5 for name in FLAGS}
+        step, (numbers, flags) = drawn_step(draw), drawn_options(draw)
         bits = sum(1 << i for i, name in enumerate(FLAGS) if flags[name])
         beta1, beta2 = numbers["betas"]
         order = ("eps", "weight_decay", "rectify_threshold", "grad_scale")
@@ -52,6 +65,27 @@ def test_the_device_s_coefficients_have_the_host_s_bits():
             step, numbers["lr"], beta1, beta2, *(numbers[name] for name in order), bits
         )
         assert device == tuple(coefficients(step, **numbers, **flags)), (step, numbers, flags)
+
+
+def test_the_triton_prologue_has_the_host_s_bits(interpreter):
+    draw = random.Random(0)
+    rows, kernels = 12, interpreter.kernels
+    for _ in range(100):
+        numbers, flags = drawn_options(draw)
+        numbers["grad_scale"] = float(torch.tensor(numbers["grad_scale"]))  # of float32
+        steps = [drawn_step(draw) for _ in range(rows)]
+        counters = torch.tensor(steps, dtype=torch.float64) - 1
+        workspace = torch.zeros(kernels.workspace_bytes(rows), dtype=torch.uint8)
+        launch = kernels.Launch(workspace.data_ptr(), rows, [torch.float32] * 3, False)
+        segments = b"".join(struct.pack("8q", *[0] * 7, row) for row in range(rows))  # all empty
+        scale = torch.tensor(numbers["grad_scale"])
+        options = {name: value for name, value in numbers.items() if name != "grad_scale"}
+        launch.counting_step(segments, counters, {**options, **flags}, None, scale, None)
+        assert counters.tolist() == steps
+        written = workspace[launch._numbers - workspace.data_ptr() :].numpy().tobytes()
+        for row, step in enumerate(steps):
+            device = struct.unpack_from("8dq", written, 72 * row)
+            assert device == tuple(coefficients(step, **numbers, **flags)), (step, numbers, flags)
 
 
 class Loop:
@@ -364,3 +398,95 @@ def test_a_learning_rate_of_an_odd_dtype_is_refused(engine):
     params[0].grad = torch.ones_like(params[0])
     with pytest.raises(ValueError, match=r"lr has dtype torch.bfloat16, expected"):
         optimizer.step()
+
+
+DRIVER = """
+#include <stddef.h>
+static void (*destroy)(void*);
+static void* held;
+static int retained;
+int status = 1;
+int cuStreamGetCaptureInfo_v2(void* stream, int* state, unsigned long long* id, void** graph,
+                              const void*** nodes, size_t* count) {
+  if (stream != (void*)0x1234 || id != NULL || nodes != NULL || count != NULL) return 1;
+  *state = status;
+  *graph = (void*)0x5678;
+  return 0;
+}
+int cuUserObjectCreate(void** object, void* pointer, void (*function)(void*), unsigned count,
+                       unsigned flags) {
+  destroy = function;
+  held = pointer;
+  *object = &held;
+  return count != 1 || flags != 1;
+}
+int cuGraphRetainUserObject(void* graph, void* object, unsigned count, unsigned flags) {
+  retained = 1;
+  return graph != (void*)0x5678 || object != &held || count != 1 || flags != 1;
+}
+int destroy_graph(void) {
+  if (retained) destroy(held);
+  return retained;
+}
+"""
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """What graphs.py calls of a GPU's driver, in C."""
+    source, library = tmp_path / "driver.c", tmp_path / "driver.so"
+    source.write_text(DRIVER)
+    subprocess.run(
+        ["gcc", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o", library], check=True
+    )
+    monkeypatch.setattr(graphs, "_library", lambda: (str(library), "cu"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    graphs._driver.cache_clear()
+    yield ctypes.CDLL(library)
+    graphs._driver.cache_clear()
+
+
+class Stream:
+    """As torch.cuda.Stream."""
+
+    device = torch.device("cuda", 0)
+    cuda_stream = 0x1234
+
+
+def test_a_graph_is_watched_until_the_driver_destroys_it(driver):
+    graph = graphs.watch_capture(Stream())
+    semaphore = weakref.ref(graph)
+    assert graph.is_alive
+    assert graph.is_alive  # asking does not release it
+    thread = threading.Thread(target=driver.destroy_graph)
+    thread.start()
+    thread.join()
+    assert not graph.is_alive
+    del graph
+    gc.collect()
+    graphs.watch_capture(Stream())
+    assert semaphore() is None
+
+
+def test_a_graph_may_outlive_whoever_watches_it(driver):
+    graph = weakref.ref(graphs.watch_capture(Stream()))
+    gc.collect()
+    assert graph() is not None  # what the driver is going to write to
+    assert driver.destroy_graph()
+    assert not graph().is_alive
+
+
+def test_no_capture_is_watched_where_there_is_none(driver, monkeypatch):
+    assert graphs.watch_capture(None) is None
+    ctypes.c_int.in_dll(driver, "status").value = 0
+    assert graphs.watch_capture(Stream()) is None
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    ctypes.c_int.in_dll(driver, "status").value = 1
+    assert graphs.watch_capture(Stream()) is None
+
+
+def test_an_error_of_the_driver_is_raised(driver):
+    stream = Stream()
+    stream.cuda_stream = 0x1
+    with pytest.raises(RuntimeError, match="error 1 of the GPU's driver: which graph is being"):
+        graphs.watch_capture(stream)

@@ -22,7 +22,7 @@ _THREADS = 128  # with eight scalars each: two 128-bit loads of each float32 arr
 _PART = 512  # scalars of a program at once where a chunk is not whole and aligned
 
 # Bytes that one launch uploads.
-_UPLOAD = 1024
+_UPLOAD = 512
 
 _COLUMNS = 8
 _NUMBERS = struct.Struct("8dq")  # a step's coefficients

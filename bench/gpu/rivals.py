@@ -16,6 +16,7 @@ Step = Callable[[], object]
 CAPTURABLE = f"{OURS} capturable"
 REPLAYED = f"{OURS} in a CUDA graph"
 FLAT = f"{OURS} flatten=True"
+TRITON = f"{OURS} by Triton"
 ROUGHLY = f"{OURS} contracted, rough division"
 FOREACH = "torch RAdam foreach"
 COMPILED = "torch.compile of RAdam"
@@ -35,8 +36,8 @@ class Rivals:
             param.grad = grad
         return params
 
-    def _ours(self, **options: object) -> FusedRAdam:
-        return FusedRAdam(self._params(), backend="cuda", **options)  # type: ignore[arg-type]
+    def _ours(self, backend: str = "cuda", **options: object) -> FusedRAdam:
+        return FusedRAdam(self._params(), backend=backend, **options)  # type: ignore[arg-type]
 
     def _replayed(self) -> Step:
         optimizer = self._ours(capturable=True)
@@ -73,6 +74,7 @@ class Rivals:
             CAPTURABLE: self._ours(capturable=True).step,
             REPLAYED: self._replayed(),
             FLAT: self._ours(flatten=True).step,
+            TRITON: self._ours("triton").step,
             ROUGHLY: self._roughly(),
             FOREACH: optim.RAdam(self._params(), foreach=True).step,
             "torch RAdam capturable": optim.RAdam(self._params(), capturable=True).step,
