@@ -60,8 +60,8 @@ sanitize: $(INSTALLED)
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
 	  tests/test_device_bits.py tests/test_graphs.py tests/test_amp.py tests/test_flat.py
 
-# A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), and
-# that wheel used in an empty environment.
+# A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), that
+# wheel used in an empty environment, and a wheel without the extension.
 package: $(INSTALLED)
 	rm -rf build/package && mkdir -p build/package
 	$(PYTHON) -m venv build/package/venv
@@ -70,6 +70,8 @@ package: $(INSTALLED)
 	CUDAARCHS=90-real build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
+	RADAM_FUSED_EXTENSION=0 CXX=/nowhere build/package/venv/bin/pip wheel -q --no-deps -w build/package/plain .
+	ls build/package/plain/*-none-any.whl
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
 	cd build/package && venv/bin/python $(CURDIR)/tests/check_wheel.py
 

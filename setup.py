@@ -1,4 +1,7 @@
-"""Builds radam_fused._C by CMake and Ninja; all metadata is in pyproject.toml."""
+"""Builds radam_fused._C by CMake and Ninja; all metadata is in pyproject.toml.
+
+RADAM_FUSED_EXTENSION=0 leaves it out, which needs no compiler.
+"""
 
 import os
 import shutil
@@ -44,4 +47,8 @@ class CMakeBuild(build_ext):
         subprocess.run([tools["cmake"], "--build", str(build), "--target", "_C"], check=True)
 
 
-setup(ext_modules=[Extension("radam_fused._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+wanted = os.environ.get("RADAM_FUSED_EXTENSION", "1") != "0"
+setup(
+    ext_modules=[Extension("radam_fused._C", sources=[])] if wanted else [],
+    cmdclass={"build_ext": CMakeBuild},
+)

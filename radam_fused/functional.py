@@ -59,7 +59,7 @@ def radam_step_(
         eps_after_bias_correction: Place of eps.
         absolute_weight_decay: Decoupled decay whatever the learning rate.
         decay_skipped_steps: Decoupled decay also where no step is taken.
-        backend: "auto", "cuda", "cpu" or "eager".
+        backend: "auto", "cuda", "triton", "cpu" or "eager".
 
     Raises:
         ValueError: An argument is out of range, or a tensor does not fit its parameter.

@@ -129,7 +129,8 @@ class FusedRAdam(Optimizer):
             (:class:`FlatBuffers`, kept as ``flat_buffers``). Gradients stay where autograd puts
             them, unless ``flat_buffers[i].flatten_gradients()`` is called; a step is then one range
             for all parameters with the same step count, where the host counts.
-        backend: "auto", or the name of the one that has to serve: "cuda", "cpu" or "eager".
+        backend: "auto", or the name of the one that has to serve: "cuda", "triton", "cpu" or
+            "eager".
 
     State (under torch's keys, for each parameter): ``step``, a 0-d float32 tensor on the CPU
     (float64 where that is the default dtype), on the parameter's device if capturable or once a

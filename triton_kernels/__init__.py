@@ -1,1 +1,1 @@
-"""Triton engine (installed as radam_fused.triton_kernels)."""
+"""The Triton engine's kernels and their launches (installed as radam_fused.triton_kernels)."""

@@ -46,7 +46,7 @@ def _obstacle(
     if differentiable and backend is not eager.BACKEND:
         return "differentiable=True needs the eager backend"
     if capturable and not backend.counts_on_device:
-        return "capturable=True needs an engine that counts its steps on a CUDA device"
+        return "capturable=True needs an engine that counts its steps on the device"
     return backend.refuses(param)
 
 
