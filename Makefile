@@ -7,13 +7,20 @@ SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cma
 INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 SANITIZED := build/sanitized
 
-.PHONY: demo test bench gpu lint format sanitize package clean
+.PHONY: demo test oldest-triton bench gpu lint format sanitize package clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m bench.demo
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest tests
+
+# The Triton engine with the oldest Triton that serves.
+oldest-triton: $(INSTALLED)
+	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
+	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
+	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_triton_interpreter.py \
+	  tests/test_plain.py tests/test_amp.py tests/test_graphs.py -k "triton or interpreter"
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench

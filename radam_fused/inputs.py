@@ -56,16 +56,22 @@ class StepInputs:
         return coefficients(int(step), **self._on_host)
 
     def check_capturable(self, device: torch.device) -> None:
-        """Raise where an engine that counts on the device could not do with the learning rate.
+        """Raise where an engine that counts on the device could not read what it needs there.
 
         Raises:
-            ValueError: It is a tensor of that device, but neither float32 nor float64.
-            RuntimeError: It is a tensor elsewhere, which a graph that is being captured would read
-                once and for all.
+            ValueError: The learning rate is a tensor of that device, but neither float32 nor
+                float64; or it, the gradients' scale or the verdict on them is not one number.
+            RuntimeError: The learning rate is a tensor elsewhere, which a graph that is being
+                captured would read once and for all.
         """
+        for name, number in (("grad_scale", self._grad_scale), ("found_inf", self._found_inf)):
+            if number is not None and number.numel() != 1:
+                raise ValueError(f"{name} has shape {tuple(number.shape)}, expected one number")
         lr = self._group["lr"]
         if not isinstance(lr, Tensor):
             return
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
         if lr.device == device:
             if lr.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"lr has dtype {lr.dtype}, expected torch.float32 or float64")
@@ -82,7 +88,7 @@ class StepInputs:
 
         Returns:
             Options with the learning rate unless that is a tensor there, learning rate otherwise,
-            grad_scale and found_inf.
+            grad_scale and found_inf, both float32 and there.
         """
         lr = self._group["lr"]
         if isinstance(lr, Tensor) and lr.device == device:
@@ -91,7 +97,7 @@ class StepInputs:
         else:
             options, lr = coefficient_arguments(self._group), None
         grad_scale, found_inf = (
-            None if tensor is None else tensor.detach().to(device=device, non_blocking=True)
-            for tensor in (self._grad_scale, self._found_inf)
+            None if number is None else number.detach().to(device, torch.float32, non_blocking=True)
+            for number in (self._grad_scale, self._found_inf)
         )
         return options, None if lr is None else lr.detach(), grad_scale, found_inf

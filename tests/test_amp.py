@@ -160,3 +160,14 @@ def test_scaled_steps_on_a_gpu_stay_on_it():
             optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_scale_that_is_not_one_number_is_refused(host_engine):
+    params = parameters((5,))
+    optimizer = FusedRAdam(params, backend=host_engine.backend)
+    before = params[0].detach().clone()
+    params[0].grad = torch.ones(5)
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(2), torch.zeros(())
+    with pytest.raises(ValueError, match=r"grad_scale has shape \(2,\), expected one number"):
+        optimizer.step()
+    assert_same_bits(params[0].detach(), before)

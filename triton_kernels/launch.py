@@ -189,9 +189,9 @@ class Launch:
         Args:
             segments: Those of the table, each with coefficients of its own.
             counters: Step counts, of float32 or float64.
-            options: Arguments of radam_fused.rectification.coefficients(), without the learning
-                rate where ...
-            lr: ... that is a tensor of float32 or float64 on the device.
+            options: Arguments of radam_fused.rectification.coefficients(), without a learning rate
+                that is ...
+            lr: ... a tensor of float32 or float64 on the device.
             grad_scale: One float32 number by which the gradients are too large, or None.
             found_inf: One float32 number, not 0 where nothing is to move, or None.
         """

@@ -177,8 +177,10 @@ def step_kernel(
         else:
             # In parts, because pointers and masks of single scalars fill many registers.
             end = tl.minimum(offset + CHUNK, numel)
-            for start in range(offset, end, PART):
+            start = offset
+            while start < end:
                 _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, PART, False)
+                start += PART
 
 
 @triton.jit(do_not_specialize=list(range(16)))

@@ -53,7 +53,8 @@ class DeviceLaunch:
         self._workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._stream = _current_stream(self._device)
         self._is_a_graph_s = False
-        self._forget_uploads()
+        with as_current(self._device):
+            self._forget_uploads()
 
     def refresh(self, inputs: StepInputs) -> bool:
         """See Launch.refresh."""
@@ -121,8 +122,8 @@ class DeviceLaunch:
 
         Args:
             stream: The caller's.
-            options: Arguments of rectification.coefficients(), without the learning rate where ...
-            lr: ... that is a tensor on the device.
+            options: Arguments of rectification.coefficients(), without a learning rate that is ...
+            lr: ... a tensor on the device.
             grad_scale: One float32 number by which the gradients are too large, or None.
             found_inf: One float32 number, not 0 where nothing is to move, or None.
         """
