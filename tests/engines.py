@@ -147,7 +147,7 @@ class TritonInterpreter(HostEngine):
         super().__init__(monkeypatch)
         self.kernels = interpreted_kernels()
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        monkeypatch.setattr(triton, "_kernels", lambda: self.kernels)
+        monkeypatch.setattr(triton, "_module", lambda: self.kernels)
         monkeypatch.setattr(triton, "_unloadable", lambda: None)
         repair_interpreter(monkeypatch)
         self._count = 0

@@ -1,13 +1,16 @@
 """The choice of a backend: a name serves or raises with the reason; only "auto" falls back."""
 
 import os
+import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+import radam_fused
 from radam_fused import FusedRAdam, backends
 from radam_fused.backends import cpu, cuda, extension, triton
 
@@ -18,10 +21,12 @@ def chosen(optimizer):
     return [type(launch).__name__ for launch in optimizer._plans[0].launches]
 
 
-def output_of(code, **environment):
+def output_of(code, folder=None, **environment):
     command = [sys.executable, "-c", code]
     env = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_auto_takes_the_kernel_for_tensors_in_memory():
@@ -136,6 +141,43 @@ def test_a_wrapper_subclass_is_never_addressed():
     assert chosen(optimizer) == ["EagerLaunch"]
     assert p.a.tolist() == [0.5] * 3
     assert p.b.tolist() == [0.0] * 3
+
+
+STEP_BY_TRITON = """
+import torch
+from radam_fused import FusedRAdam
+from radam_fused.__main__ import main
+p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
+optimizer = FusedRAdam([p], lr=0.1, backend="triton")
+for step in range(8):
+    p.grad = torch.linspace(step, 1, 1500)
+    optimizer.step()
+print(p.tolist())
+main()
+"""
+
+
+def test_an_installation_without_the_extension(tmp_path):
+    """As RADAM_FUSED_EXTENSION=0 makes it."""
+    pytest.importorskip("triton")
+    package = Path(radam_fused.__file__).parent
+    compiled = shutil.ignore_patterns("_C.*.so", "__pycache__")
+    shutil.copytree(package, tmp_path / "radam_fused", ignore=compiled)
+    kernels = package.parent / "triton_kernels"
+    shutil.copytree(kernels, tmp_path / "radam_fused" / "triton_kernels", ignore=compiled)
+    environment = {"PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
+    [result, *report] = output_of(STEP_BY_TRITON, tmp_path, **environment).splitlines()
+    assert (
+        "  cpu      not usable: this installation is without the extension radam_fused._C" in report
+    )
+    assert "  triton   usable" in report
+
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
+    optimizer = FusedRAdam([p], lr=0.1, backend="cpu")
+    for step in range(8):
+        p.grad = torch.linspace(step, 1, 1500)
+        optimizer.step()
+    assert result == str(p.tolist())
 
 
 def test_without_the_extension_auto_runs_eager_and_cpu_says_why(monkeypatch):

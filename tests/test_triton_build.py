@@ -205,7 +205,7 @@ def compilations(monkeypatch):
     names = []
     monkeypatch.setattr(triton.runtime.driver, "_active", Gpu())
     monkeypatch.setattr(launch, "_run", launch._compile)
-    monkeypatch.setattr(engine, "_kernels", lambda: launch)
+    monkeypatch.setattr(engine, "_module", lambda: launch)
     served = engine.BACKEND._replace(unavailable=lambda: None, refuses=cpu._refuses)
     monkeypatch.setitem(backends.BACKENDS, "triton", served)
     for kernel in (step.step_kernel, step.prologue_kernel, step.upload_kernel):

@@ -1,5 +1,6 @@
 """The compiled extension radam_fused._C, or why it does not load."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from . import plain
@@ -10,7 +11,10 @@ try:
 
     _C.connect()
 except (AttributeError, ImportError, RuntimeError) as error:
-    why_not = f"the extension radam_fused._C does not load: {error}"
+    if find_spec("radam_fused._C") is None:
+        why_not = "this installation is without the extension radam_fused._C"
+    else:
+        why_not = f"the extension radam_fused._C does not load: {error}"
 
 
 # What of it every engine uses, and its likeness in Python where it does not load.

@@ -25,20 +25,20 @@ class TritonLaunch(DeviceLaunch):
     """A bucket stepped by one launch of the Triton kernel on the caller's stream."""
 
     def __init__(self, bucket: Bucket) -> None:
-        self._launch = _kernels()
+        self._module = _module()
         param, state = bucket.params[0], bucket.states[0]
         grad = param if param.grad is None else param.grad
         self._dtypes = (param.dtype, grad.dtype, state["exp_avg"].dtype)
         self._amsgrad = bucket.setup.amsgrad
         self._size = len(bucket)
-        size = self._launch.workspace_bytes(self._size)
-        super().__init__(bucket, extension.TensorTable, self._launch.CHUNK, size)
+        size = self._module.workspace_bytes(self._size)
+        super().__init__(bucket, extension.TensorTable, self._module.CHUNK, size)
         with as_current(self._device):
             self._kernels.compile(self._counts_on_device)
 
     def _forget_uploads(self) -> None:
         workspace = self._workspace.data_ptr()
-        self._kernels = self._launch.Launch(workspace, self._size, self._dtypes, self._amsgrad)
+        self._kernels = self._module.Launch(workspace, self._size, self._dtypes, self._amsgrad)
 
     def _step(self, stream: Any, due: list[Coefficients]) -> None:
         self._kernels.step(self._table.rows.segments, due)
@@ -68,7 +68,7 @@ def version() -> str | None:
 
 
 @cache
-def _kernels() -> Any:
+def _module() -> Any:
     """The module that launches the kernels; whatever its import raises."""
     import triton
 
@@ -87,7 +87,7 @@ def _is_interpreted() -> bool:
 
 
 def _interprets() -> bool:
-    interprets: bool = _kernels().is_interpreted
+    interprets: bool = _module().is_interpreted
     return interprets
 
 
@@ -98,7 +98,7 @@ def _launches(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -
 @cache
 def _unloadable() -> str | None:
     try:
-        _kernels()
+        _module()
     except Exception as error:  # whatever a broken installation raises
         if isinstance(error, ModuleNotFoundError) and error.name == "triton":
             return "triton is not installed"
@@ -108,7 +108,7 @@ def _unloadable() -> str | None:
 
 @cache
 def _without_device() -> str | None:
-    reason: str | None = _kernels().missing()
+    reason: str | None = _module().missing()
     return reason
 
 
@@ -122,7 +122,7 @@ def _unavailable() -> str | None:
 @cache
 def _unusable(device: torch.device) -> str | None:
     with as_current(device):
-        reason: str | None = _kernels().unusable(device)
+        reason: str | None = _module().unusable(device)
     return reason
 
 
