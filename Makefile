@@ -20,7 +20,7 @@ oldest-triton: $(INSTALLED)
 	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
 	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
 	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_triton_interpreter.py \
-	  tests/test_plain.py tests/test_amp.py tests/test_graphs.py -k "triton or interpreter"
+	  tests/test_plain.py tests/test_amp.py tests/test_graphs.py tests/test_engines_agree.py -k "triton or interpreter"
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
@@ -35,6 +35,7 @@ gpu:
 	for run in memcheck:cuda memcheck:triton racecheck:cuda; do if command -v compute-sanitizer; then \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $${run%:*} --error-exitcode 9 \
 	  $(PYTHON) -m pytest -q "tests/test_device_bits.py::test_drawn_tables_between_guards[$${run#*:}-gpu-0]" \
+	  tests/test_graphs.py -k "guards or (replays_are_steps and 3-$${run#*:}-gpu)" \
 	  || failed="$$failed $$run"; fi; done; \
 	$(PYTHON) -m bench.gpu || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
 

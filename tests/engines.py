@@ -153,17 +153,16 @@ class TritonInterpreter(HostEngine):
         self._count = 0
         run = self.kernels._run
 
-        def run_quietly(*arguments, **options):
+        def run_quietly(launch, *arguments):
             with np.errstate(all="ignore"):  # NumPy warns where a GPU does not
-                run(*arguments, **options)
+                run(launch, *arguments)
 
-        def enqueue(*arguments, **options):
+        def enqueue(launch, *arguments):
             self._count += 1
-            launch = partial(run_quietly, *arguments, **options)
             if self._captured is None:
-                launch()
+                run_quietly(launch, *arguments)
             else:
-                self._captured.launches.append(launch)
+                self._captured.launches.append(partial(run_quietly, launch, *arguments))
 
         monkeypatch.setattr(self.kernels, "_run", enqueue)
 
@@ -179,6 +178,7 @@ def repair_interpreter(monkeypatch):
 
     test_triton_interpreter.py shows what it does without.
     """
+    from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
     convert = interpreter._convert_float
@@ -193,6 +193,13 @@ def repair_interpreter(monkeypatch):
         return convert(values, from_type, to_type, rounding_mode)
 
     monkeypatch.setattr(interpreter, "_convert_float", exact)
+
+    def checked(self, pointers, values):
+        # To the interpreter it is only a promise; where it is broken, a GPU stops.
+        assert (pointers.handle.data % values[0] == 0).all(), "not aligned as promised"
+        return pointers
+
+    monkeypatch.setattr(TritonSemantic, "multiple_of", checked)
     # It replaces triton.language at every call of a function within a kernel, as it has already.
     monkeypatch.setattr(
         interpreter.InterpretedFunction,

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from radam_fused import FlatBuffers, FusedRAdam
+from radam_fused import FlatBuffers, FusedRAdam, optimizer
 from radam_fused.backends import extension, plain
 from radam_fused.tensors import gather_counters, moment_names
 
@@ -155,6 +155,21 @@ def test_what_has_changed_is_noticed(change, seed):
     assert both.refresh() is None
 
 
+@pytest.mark.parametrize("module", [extension._C, plain], ids=["extension", "plain"])
+def test_the_same_objects_and_any_gradient(module):
+    one, other = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    assert module.same_objects([one, other], [one, other])
+    assert module.same_objects({1: one, 2: other}, [one, other])
+    assert not module.same_objects([one, other], [other, one])
+    assert not module.same_objects([one], [one, other])
+    assert not module.same_objects({1: one, 2: other}, [one])
+    assert module.same_objects([], [])
+    assert not module.any_gradient([one, other])
+    other.grad = torch.zeros(1)
+    assert module.any_gradient([one, other])
+    assert not module.any_gradient([])
+
+
 def test_lazy_conjugates_are_not_addressed():
     p = torch.nn.Parameter(torch.randn(4, dtype=torch.complex64))
     state = {"step": torch.tensor(0.0)} | {
@@ -193,8 +208,9 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("flatten", [False, True], ids=["scattered", "flat"])
 def test_triton_needs_no_extension(options, capturable, flatten, interpreter, monkeypatch):
-    for name in ("TensorTable", "same_objects", "any_gradient"):
-        monkeypatch.setattr(extension, name, getattr(plain, name))
+    monkeypatch.setattr(extension, "TensorTable", plain.TensorTable)
+    for name in ("same_objects", "any_gradient"):
+        monkeypatch.setattr(optimizer, name, getattr(plain, name))
     monkeypatch.setattr(extension, "why_not", "not built")
     params = parameters((5, 3), (0,), (40,), (1025,))
     ours = FusedRAdam(copies(params), backend="triton", flatten=flatten, **OPTIONS[options])

@@ -19,6 +19,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from radam_fused.triton_kernels import launch, step  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler.compiler import CompiledKernel  # noqa: E402
 
 FLOATS = {
     "float64": tl.float64,
@@ -51,24 +52,15 @@ def compiled(kernel, target, constants=(), **options):
         signature={name: "constexpr" if name in constants else "i64" for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
-    options = {
-        "num_warps": launch._THREADS // target.warp_size,
-        "enable_fp_fusion": False,
-        **options,
-    }
+    options = {"enable_fp_fusion": False, **options}
     return triton.compile(source, target=target, options=options)
 
 
 def step_for(target, param, grad, moment, amsgrad, **options):
     types = {"P": FLOATS[param], "G": FLOATS[grad], "M": FLOATS[moment]}
-    shape = launch.shape_for(target, FLOATS[param], amsgrad)
-    constants = {
-        **types,
-        "AMSGRAD": amsgrad,
-        "CHUNK": shape.pop("CHUNK"),
-        "PART": shape.pop("PART"),
-    }
-    return compiled(step.step_kernel, target, tuple(constants.items()), **shape, **options)
+    constants = {**types, "AMSGRAD": amsgrad, "CHUNK": launch.CHUNK, "PART": launch.PART}
+    options = launch.options_for(target, FLOATS[param], amsgrad) | options
+    return compiled(step.step_kernel, target, tuple(constants.items()), **options)
 
 
 def nvidia(capability):
@@ -88,7 +80,8 @@ KERNELS = pytest.mark.parametrize(
     ("capability", "dtypes", "amsgrad"),
     [
         *((90, dtypes, amsgrad) for dtypes in EVERY for amsgrad in (False, True)),
-        *((capability, dtypes, False) for capability in (80, 100) for dtypes in USUAL),
+        *((capability, dtypes, True) for capability in (75, 80, 100, 120) for dtypes in USUAL),
+        *((capability, dtypes, False) for capability in (75, 80, 100, 120) for dtypes in USUAL),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
 )
@@ -119,6 +112,22 @@ def test_nothing_is_contracted(capability, dtypes, amsgrad):
     assert {how for _, how in found} == {".rn"}
 
 
+@pytest.mark.parametrize("kernel", ["step", "prologue"])
+def test_places_are_counted_in_64_bits(kernel):
+    """Beyond 2^31 scalars; only places within a chunk, which are blocks, have 32."""
+    if kernel == "step":
+        code = step_for(nvidia(90), *["float32"] * 3, False).asm["ttir"]
+    else:
+        code = compiled(step.prologue_kernel, nvidia(90), num_warps=1).asm["ttir"]
+    assert "arith.muli" in code
+    assert not re.search(r"arith\.(addi|subi|muli|shli)\b.*: i32\b", code)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_no_data_goes_through_shared_memory_where_dtypes_agree(dtype):
+    assert step_for(nvidia(90), dtype, dtype, dtype, False).metadata.shared == 0
+
+
 def test_a_contracted_kernel_is_noticed():
     kernel = step_for(nvidia(90), *["float32"] * 3, False, enable_fp_fusion=True)
     assert ("fma", ".rn") in arithmetic(kernel.asm["ptx"])
@@ -140,8 +149,9 @@ def test_nothing_spills(capability, dtypes, amsgrad, tmp_path):
     assert used["STACK"] == used["LOCAL"] == 0
 
 
-def test_the_prologue_rounds_too(tmp_path):
-    kernel = compiled(step.prologue_kernel, nvidia(90), num_warps=1)
+@pytest.mark.parametrize("capability", [75, 80, 90, 100, 120])
+def test_the_prologue_rounds_too(capability, tmp_path):
+    kernel = compiled(step.prologue_kernel, nvidia(capability), num_warps=1)
     found = arithmetic(kernel.asm["ptx"])
     assert {how for _, how in found} == {".rn"}
     assert not {"fma", "mad"} & {name for name, _ in found}
@@ -204,7 +214,9 @@ def compilations(monkeypatch):
     """The names of the kernels that launches compile, instead of being run."""
     names = []
     monkeypatch.setattr(triton.runtime.driver, "_active", Gpu())
-    monkeypatch.setattr(launch, "_run", launch._compile)
+    monkeypatch.setattr(launch, "_load", lambda compiled: None)
+    monkeypatch.setattr(launch, "_run", lambda compiled, *arguments: None)
+    monkeypatch.setattr(CompiledKernel, "__getitem__", lambda kernel, grid: kernel)
     monkeypatch.setattr(engine, "_module", lambda: launch)
     served = engine.BACKEND._replace(unavailable=lambda: None, refuses=cpu._refuses)
     monkeypatch.setitem(backends.BACKENDS, "triton", served)
@@ -241,4 +253,4 @@ def test_another_dtype_is_another_compilation(compilations):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
         params = parameters((33,), dtype=dtype)
         train(FusedRAdam(params, backend="triton"), gradients(params, 2))
-    assert Counter(compilations) == {"step_kernel": 3}
+    assert Counter(compilations) == {"step_kernel": 3, "upload_kernel": 1}

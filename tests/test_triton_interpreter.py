@@ -1,5 +1,7 @@
 """What Triton's interpreter does to numbers, before anything is concluded from it."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,17 @@ def test_bfloat16_is_not_read_exactly_unless_repaired(monkeypatch):
     assert expected[(found != expected) & ~expected.isnan()].abs().max() < 2.0**-126
     repair_interpreter(monkeypatch)
     assert same_bits(*read(torch.bfloat16))
+
+
+def test_a_promise_of_alignment_that_is_broken_is_noticed(monkeypatch):
+    """A GPU would stop there; the interpreter only when repaired."""
+    repair_interpreter(monkeypatch)
+    kind = tl.pointer_type(tl.float32)
+    for address, kept in ((32, True), (40, False)):
+        handle = interpreter.TensorHandle(np.array([address], dtype=np.uint64), kind)
+        pointer = tl.tensor(handle, kind)
+        with contextlib.nullcontext() if kept else pytest.raises(AssertionError, match="promised"):
+            interpreter.interpreter_semantic.multiple_of(pointer, [16])
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -19,14 +19,14 @@ is_interpreted = not isinstance(step_kernel, triton.JITFunction)
 
 CHUNK = 1024  # scalars of a program
 _THREADS = 128  # with eight scalars each: two 128-bit loads of each float32 array
-_PART = 512  # scalars of a program at once where a chunk is not whole and aligned
+PART = 512  # scalars of a program at once where a chunk is not whole and aligned
 
-# Bytes that one launch uploads.
-_UPLOAD = 512
+_UPLOAD = 1024  # bytes that one launch uploads
 
-_COLUMNS = 8
-_NUMBERS = struct.Struct("8dq")  # a step's coefficients
-_BITS = struct.Struct("9q")  # their bits, as the kernel takes them
+_SEGMENT = struct.Struct("8q")  # as csrc/segments.h has it
+_COLUMNS = 8  # of a table of segments, of 8 bytes each
+_COEFFICIENTS = struct.Struct("8dq")  # of a step
+_BITS = struct.Struct("9q")  # these, as the kernel takes them
 
 _TYPES = {
     torch.float64: tl.float64,
@@ -49,52 +49,90 @@ _FLAGS = (
 )
 
 
-def _run(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    kernel[(programs,)](*arguments, enable_fp_fusion=False, **options)
+def _load(compiled: Any) -> None:
+    compiled[(1, 1, 1)]
 
 
-def _compile(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    kernel.warmup(*arguments, grid=(programs,), enable_fp_fusion=False, **options)
+def _run(launch: Any, *arguments: Any) -> None:
+    launch(*arguments)
 
 
-def shape_for(target: Any, param: Any, amsgrad: bool) -> dict[str, Any]:
-    """The shape of the step's kernel.
+class _Kernel:
+    """A kernel compiled for the current device, and loaded there, when this is made.
+
+    An error thus comes before anything is written, nothing is loaded while a graph is captured, and
+    a launch neither looks the kernel up nor examines its arguments.
+
+    Args:
+        kernel: The function.
+        arguments: Examples of its arguments.
+        constants: Its constants, in their order, which follow the arguments.
+        options: Of the compiler.
+    """
+
+    def __init__(
+        self, kernel: Any, arguments: Sequence[Any], constants: Mapping[str, Any], **options: Any
+    ) -> None:
+        self._kernel = kernel
+        self._constants = tuple(constants.values())
+        if not is_interpreted:
+            options = {"grid": (1,), "enable_fp_fusion": False, **options}
+            self._kernel = kernel.warmup(*arguments, **constants, **options)
+            _load(self._kernel)
+
+    def __call__(self, programs: int, *arguments: Any) -> None:
+        """Launch it on the current device and stream."""
+        _run(self._kernel[(programs, 1, 1)], *arguments, *self._constants)
+
+
+def options_for(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
+    """The compiler's options for a step.
 
     Args:
         target: Triton's description of the device.
         param: Triton's dtype of the parameters.
         amsgrad: Whether there are running maxima.
     """
-    shape = {"CHUNK": CHUNK, "PART": _PART, "num_warps": _THREADS // target.warp_size}
+    options = {"num_warps": _THREADS // target.warp_size}
     if target.backend == "cuda":
         # At 7, 6 and 3 blocks on a multiprocessor no register spills; left to itself, the assembler
         # at times spills one to fit another block.
-        shape["maxnreg"] = 168 if param == tl.float64 else 80 if amsgrad else 72
-    return shape
+        options["maxnreg"] = 168 if param == tl.float64 else 80 if amsgrad else 72
+    return options
 
 
-def _shape(param: Any, amsgrad: bool) -> dict[str, Any]:
+def _options(param: Any, amsgrad: bool) -> dict[str, int]:
     if is_interpreted:
-        return {"CHUNK": CHUNK, "PART": _PART}
-    return shape_for(triton.runtime.driver.active.get_current_target(), param, amsgrad)
+        return {}
+    return options_for(triton.runtime.driver.active.get_current_target(), param, amsgrad)
 
 
 def missing() -> str | None:
     """Why Triton has no device here, or None."""
     try:
         triton.runtime.driver.active  # noqa: B018
-    except Exception as error:  # a driver may lack more than itself, as a compiler
-        return f"triton finds no GPU that it can use: {error}"
+    except Exception as error:  # besides a device, a driver needs a C compiler
+        return f"triton has no driver here: {error}"
     return None
 
 
 def unusable(device: torch.device) -> str | None:
     """Why no kernel can run on a device, the current one, or None. Starts the device."""
+    memory = torch.empty(_UPLOAD, dtype=torch.uint8, device=device)
     try:
-        upload(torch.empty(_UPLOAD, dtype=torch.uint8, device=device).data_ptr(), b"")
+        _uploader()(1, memory.data_ptr(), (0,) * (_UPLOAD // 8))
+    except torch.AcceleratorError:  # an earlier kernel's, of which Triton knows nothing
+        raise
     except Exception as error:
         return f"triton cannot run a kernel on {device}: {error}"
     return None
+
+
+def _uploader() -> _Kernel:
+    # Examples that Triton takes for numbers of 64 bits, neither 1 nor divisible by 16: of those in
+    # a tuple it would make other kernels.
+    example = (1 << 62 | 8,) * (_UPLOAD // 8)
+    return _Kernel(upload_kernel, (0, example), {}, num_warps=1)
 
 
 def _padded(size: int) -> int:
@@ -103,7 +141,7 @@ def _padded(size: int) -> int:
 
 def workspace_bytes(rows: int) -> int:
     """Bytes of device memory for a table of so many parameters."""
-    return _padded(_COLUMNS * 8 * rows) + _padded(_NUMBERS.size * rows)
+    return _padded(_COLUMNS * 8 * rows) + _padded(_COEFFICIENTS.size * rows)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -116,20 +154,6 @@ def _bits(number: float) -> int:
     return bits
 
 
-def upload(to: int, data: bytes) -> None:
-    """Write bytes to device memory, on the current device and stream.
-
-    Args:
-        to: The address.
-        data: As many bytes as one launch uploads, or less, which zeros then follow.
-    """
-    words = struct.unpack(f"{_UPLOAD // 4}I", data.ljust(_UPLOAD, b"\0"))
-    # Integers of which each is of 64 bits, not 1 and not a multiple of 16: of those in a tuple
-    # Triton would make other kernels.
-    marked = tuple(1 << 62 | word << 4 | 8 for word in words)
-    _run(upload_kernel, 1, to, marked, num_warps=1)
-
-
 class Launch:
     """The launches of one table on the current device and stream.
 
@@ -140,25 +164,31 @@ class Launch:
         rows: Parameters that the table has at most.
         dtypes: torch's dtypes of parameters, gradients and moments.
         amsgrad: Whether there are running maxima.
+        counts_on_device: Whether counting_step() is to be called, not step().
     """
 
     def __init__(
-        self, workspace: int, rows: int, dtypes: Sequence[torch.dtype], amsgrad: bool
+        self,
+        workspace: int,
+        rows: int,
+        dtypes: Sequence[torch.dtype],
+        amsgrad: bool,
+        counts_on_device: bool,
     ) -> None:
         self._table = workspace
-        self._numbers = workspace + _padded(_COLUMNS * 8 * rows)
+        self._coefficients = workspace + _padded(_COLUMNS * 8 * rows)
         self._rows = rows
         param, grad, moment = (_TYPES[dtype] for dtype in dtypes)
-        self._constants = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
-        self._constants |= _shape(param, amsgrad)
+        constants = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
+        constants |= {"CHUNK": CHUNK, "PART": PART}
+        options = _options(param, amsgrad)
+        self._step_kernel = _Kernel(step_kernel, (0,) * 19, constants, **options)
+        self._upload_kernel = _uploader()
+        if counts_on_device:
+            # One warp: its threads read a counter together before one of them writes it.
+            self._prologue_kernel = _Kernel(prologue_kernel, (0,) * 16, {}, num_warps=1)
         self._segments = b""
         self._there: dict[int, bytes] = {}  # what was uploaded, by address
-
-    def compile(self, counts_on_device: bool) -> None:
-        """Compile what a step will run, so that an error comes before anything is written."""
-        _compile(step_kernel, 1, *[0] * 19, **self._constants)
-        if counts_on_device:
-            _compile(prologue_kernel, 1, *[0] * 16, num_warps=1)
 
     def step(self, segments: bytes, coefficients: Sequence[tuple[Any, ...]]) -> None:
         """A step that the host has counted.
@@ -168,12 +198,12 @@ class Launch:
             coefficients: For each of the step counts that the segments name,
                 radam_fused.rectification.Coefficients.
         """
-        numbers = [_NUMBERS.pack(*each) for each in coefficients]
-        if len(numbers) > 1:
-            self._upload(self._numbers, b"".join(numbers))
-            self._step(segments, self._numbers, _BITS.size * b"\0")
+        packed = [_COEFFICIENTS.pack(*each) for each in coefficients]
+        if len(packed) > 1:
+            self._upload(self._coefficients, b"".join(packed))
+            self._step(segments, self._coefficients, bytes(_BITS.size))
         else:
-            self._step(segments, 0, numbers[0])
+            self._step(segments, 0, packed[0])
 
     def counting_step(
         self,
@@ -205,12 +235,11 @@ class Launch:
             options["weight_decay"],
             options["rectify_threshold"],
         )
-        _run(
-            prologue_kernel,
-            len(segments) // (8 * _COLUMNS),
+        self._prologue_kernel(
+            len(segments) // _SEGMENT.size,
             self._table,
             self._rows,
-            self._numbers,
+            self._coefficients,
             counters.data_ptr(),
             int(counters.dtype == torch.float64),
             _address(lr),
@@ -219,41 +248,40 @@ class Launch:
             _address(found_inf),
             *map(_bits, numbers),
             sum(bool(options[name]) << i for i, name in enumerate(_FLAGS)),
-            num_warps=1,
         )
-        self._step(segments, self._numbers, _BITS.size * b"\0")
+        self._step(segments, self._coefficients, bytes(_BITS.size))
 
-    def _step(self, segments: bytes, numbers: int, coefficients: bytes) -> None:
-        count = len(segments) // (8 * _COLUMNS)
+    def _step(self, segments: bytes, coefficients_at: int, coefficients: bytes) -> None:
+        count = len(segments) // _SEGMENT.size
         if count == 0:
             return
-        *addresses, numel, first, row = struct.unpack_from("8q", segments, len(segments) - 64)
+        last = _SEGMENT.unpack_from(segments, len(segments) - _SEGMENT.size)
+        *addresses, numel, first, row = last
         programs = -(-(first + numel) // CHUNK)
         if programs == 0:
             return
         table = 0
-        if count == 1:
-            numbers += row * _NUMBERS.size if numbers else 0
-        else:
+        if count > 1:
             self._upload_table(segments)
             table = self._table
-        _run(
-            step_kernel,
+        elif coefficients_at != 0:
+            coefficients_at += row * _COEFFICIENTS.size
+        self._step_kernel(
             programs,
             table,
             self._rows,
             count,
             *addresses,
             numel,
-            numbers,
+            coefficients_at,
             *_BITS.unpack(coefficients),
-            **self._constants,
         )
 
     def _upload_table(self, segments: bytes) -> None:
         if segments == self._segments:
             return
         self._segments = b""  # unknown until all of it is there
+        # By columns, so that only one of them is uploaded again when the gradients have moved.
         words, table = array("q", segments), array("q", bytes(_COLUMNS * 8 * self._rows))
         count = len(words) // _COLUMNS
         for column in range(_COLUMNS):
@@ -267,5 +295,6 @@ class Launch:
             part = data[start : start + _UPLOAD]
             if self._there.get(to + start) != part:
                 self._there.pop(to + start, None)
-                upload(to + start, part)
+                words = struct.unpack(f"{_UPLOAD // 8}q", part.ljust(_UPLOAD, b"\0"))
+                self._upload_kernel(1, to + start, words)
                 self._there[to + start] = part

@@ -16,7 +16,7 @@ SKIPPED = tl.constexpr(3)  # nothing moves, the moments neither: a gradient over
 
 @triton.jit
 def _quotient(x, y):
-    # Rounded also in float64, for which Triton has no other.
+    # div_rn and sqrt_rn know float32 only; in float64 Triton has nothing rougher.
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 

@@ -24,7 +24,7 @@ FIRST = tl.constexpr(6)
 ROW = tl.constexpr(7)
 
 # Columns of a table of coefficients, radam_fused.rectification.Coefficients: float64, then int64.
-NUMBERS = tl.constexpr(9)
+COEFFICIENTS = tl.constexpr(9)
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def step_kernel(
     exp_avg_sq: tl.int64,
     max_exp_avg_sq: tl.int64,
     numel: tl.int64,
-    numbers: tl.int64,
+    coefficients_at: tl.int64,
     grad_mul: tl.int64,
     l2: tl.int64,
     decay: tl.int64,
@@ -133,6 +133,35 @@ def step_kernel(
     CHUNK: tl.constexpr,
     PART: tl.constexpr,
 ):
+    """A step. What the arguments name is as in radam_fused.rectification and csrc/segments.h.
+
+    Args:
+        table: Address of the table of segments, or 0: the one segment that follows.
+        rows: Rows for which the table has room.
+        count: Segments.
+        param: Address of the parameters.
+        grad: Address of the gradients.
+        exp_avg: Address of the first moments.
+        exp_avg_sq: Address of the second moments.
+        max_exp_avg_sq: Address of their running maxima, or 0.
+        numel: Scalars of the segment.
+        coefficients_at: Address of the table of coefficients, or 0: those that follow, as bits.
+        grad_mul: Factor on the gradient.
+        l2: Weight of the parameter in the gradient.
+        decay: Factor on the parameter.
+        one_minus_beta1: Weight of the gradient in exp_avg.
+        beta2: Weight of the past in exp_avg_sq.
+        one_minus_beta2: Weight of the squared gradient in exp_avg_sq.
+        step_size: Learning rate with the bias corrections and r_t folded in.
+        eps: Added to the root of exp_avg_sq.
+        kind: The kind of update.
+        P: Dtype of the parameters.
+        G: Dtype of the gradients.
+        M: Dtype of the moments.
+        AMSGRAD: Whether there are running maxima.
+        CHUNK: Scalars of a program.
+        PART: Scalars at once where a chunk is not whole and aligned.
+    """
     begin = tl.program_id(0).to(tl.int64) * CHUNK
     offset = begin
     row = begin * 0
@@ -147,8 +176,8 @@ def step_kernel(
             max_exp_avg_sq = _word(table, rows, MAX_EXP_AVG_SQ, segment)
         numel = _word(table, rows, NUMEL, segment)
         row = _word(table, rows, ROW, segment)
-    if numbers != 0:
-        at = numbers.to(tl.pointer_type(tl.int64)) + row * NUMBERS
+    if coefficients_at != 0:
+        at = coefficients_at.to(tl.pointer_type(tl.int64)) + row * COEFFICIENTS
         grad_mul = tl.load(at)
         l2 = tl.load(at + 1)
         decay = tl.load(at + 2)
@@ -187,7 +216,7 @@ def step_kernel(
 def prologue_kernel(
     table: tl.int64,
     rows: tl.int64,
-    numbers: tl.int64,
+    coefficients_at: tl.int64,
     counters: tl.int64,
     counters_are_float64: tl.int64,
     lr_at: tl.int64,
@@ -202,9 +231,30 @@ def prologue_kernel(
     rectify_threshold: tl.int64,
     flags: tl.int64,
 ):
+    """Count a step and compute its coefficients, for each segment in a program of one warp.
+
+    Args:
+        table: Address of the table of segments.
+        rows: Rows for which the table has room.
+        coefficients_at: Address of the table of coefficients.
+        counters: Address of the step counters.
+        counters_are_float64: Whether they are, not float32.
+        lr_at: Address of the learning rate, or 0: that which follows.
+        lr_is_float64: Whether it is float64 there, not float32.
+        grad_scale_at: Address of the gradients' scale, float32, or 0: it is 1.
+        found_inf_at: Address of the verdict on them, float32, not 0 where nothing is to move; or 0.
+        lr: Learning rate; this and what follows as bits of float64.
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        eps: Term added to the denominator.
+        weight_decay: Decay rate.
+        rectify_threshold: Rectified where rho_t is greater.
+        flags: The options of the coefficients() of radam_math.py that are true or false, in their
+            order, from the lowest bit.
+    """
     row = _word(table, rows, ROW, tl.program_id(0).to(tl.int64))
-    to = numbers.to(tl.pointer_type(tl.float64)) + row * NUMBERS
-    kind_to = numbers.to(tl.pointer_type(tl.int64)) + (row * NUMBERS + 8)
+    to = coefficients_at.to(tl.pointer_type(tl.float64)) + row * COEFFICIENTS
+    kind_to = coefficients_at.to(tl.pointer_type(tl.int64)) + (row * COEFFICIENTS + 8)
     overflows = False
     if found_inf_at != 0:
         overflows = tl.load(found_inf_at.to(tl.pointer_type(tl.float32))) != 0
@@ -254,7 +304,13 @@ def prologue_kernel(
 
 
 @triton.jit(do_not_specialize=[0])
-def upload_kernel(to: tl.int64, marked):
-    at = to.to(tl.pointer_type(tl.int32))
-    for k in tl.static_range(len(marked)):
-        tl.store(at + k, (marked[k] >> 4).to(tl.int32))
+def upload_kernel(to: tl.int64, words):
+    """Words of 64 bits, a tuple, written to memory by one program.
+
+    Args:
+        to: Address of the first.
+        words: The words.
+    """
+    at = to.to(tl.pointer_type(tl.int64))
+    for k in tl.static_range(len(words)):
+        tl.store(at + k, words[k].to(tl.int64))

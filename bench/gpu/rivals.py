@@ -15,6 +15,7 @@ Step = Callable[[], object]
 
 CAPTURABLE = f"{OURS} capturable"
 REPLAYED = f"{OURS} in a CUDA graph"
+REPLAYED_TRITON = f"{OURS} by Triton in a CUDA graph"
 FLAT = f"{OURS} flatten=True"
 TRITON = f"{OURS} by Triton"
 ROUGHLY = f"{OURS} contracted, rough division"
@@ -39,8 +40,8 @@ class Rivals:
     def _ours(self, backend: str = "cuda", **options: object) -> FusedRAdam:
         return FusedRAdam(self._params(), backend=backend, **options)  # type: ignore[arg-type]
 
-    def _replayed(self) -> Step:
-        optimizer = self._ours(capturable=True)
+    def _replayed(self, backend: str) -> Step:
+        optimizer = self._ours(backend, capturable=True)
         optimizer.step()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -72,7 +73,8 @@ class Rivals:
         steps: dict[str, Step] = {
             OURS: self._ours().step,
             CAPTURABLE: self._ours(capturable=True).step,
-            REPLAYED: self._replayed(),
+            REPLAYED: self._replayed("cuda"),
+            REPLAYED_TRITON: self._replayed("triton"),
             FLAT: self._ours(flatten=True).step,
             TRITON: self._ours("triton").step,
             ROUGHLY: self._roughly(),

@@ -43,7 +43,7 @@ class DeviceLaunch:
         self._counts_on_device = bucket.setup.counts_on_device
         self._table = Table(bucket, table_type, chunk, self._counts_on_device)
         self._workspace_bytes = workspace_bytes
-        self._of_graphs: list[Tensor] = []  # workspaces that replays use
+        self._of_graphs: list[tuple[Graph, Tensor]] = []  # workspaces that replays use
         self._make_workspace()
         self._due: list[Coefficients] = []
         self._inputs: StepInputs | None = None  # None: nothing has a gradient
@@ -52,7 +52,7 @@ class DeviceLaunch:
         size = self._workspace_bytes
         self._workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._stream = _current_stream(self._device)
-        self._is_a_graph_s = False
+        self._graph: Graph | None = None  # whose the workspace has become
         with as_current(self._device):
             self._forget_uploads()
 
@@ -76,26 +76,26 @@ class DeviceLaunch:
         inputs, self._inputs = self._inputs, None
         if inputs is None:
             return None
-        if self._is_a_graph_s:
+        if self._graph is not None:
             # What the graph uploads there is there only once it is replayed, and then at any time.
-            self._of_graphs.append(self._workspace)
+            held = [*self._of_graphs, (self._graph, self._workspace)]
+            self._of_graphs = [(graph, workspace) for graph, workspace in held if graph.is_alive]
             self._make_workspace()
         stream = _current_stream(self._device)
         if stream != self._stream:
             # The allocator must not hand the workspace on while that stream still reads it.
             self._workspace.record_stream(stream)
             self._stream = stream
+        if self._counts_on_device:
+            self._graph = watch_capture(stream)
         self._table.announce_writes()
-        graph = None
         with as_current(self._device):
             if self._counts_on_device:
-                graph = watch_capture(stream)
-                self._is_a_graph_s = graph is not None
                 self._counting_step(stream, *inputs.on_device(self._device))
             else:
                 self._step(stream, self._due)
         self._table.finish()
-        return graph
+        return self._graph
 
     def _forget_uploads(self) -> None:
         """Take nothing to be in the workspace: it is a new one."""

@@ -11,8 +11,8 @@ _NO_DESTRUCTOR_SYNC = 1
 _MOVE = 1
 _CAPTURING = 1
 
-# Bytes of the largest sem_t of any Linux.
-_SEMAPHORE_WORDS = 8
+# No less than a sem_t has on any Linux.
+_SEMAPHORE_BYTES = 64
 
 
 class _Driver(NamedTuple):
@@ -24,14 +24,19 @@ class _Driver(NamedTuple):
 
 
 def _library() -> tuple[str, str]:
-    """Name of the driver's library and the prefix of its functions."""
-    return ("libamdhip64.so", "hip") if torch.version.hip else ("libcuda.so.1", "cu")
+    """Path of the driver's library that torch has loaded, and the prefix of its functions."""
+    name, prefix = ("libamdhip64.so", "hip") if torch.version.hip else ("libcuda.so", "cu")
+    with open("/proc/self/maps") as maps:
+        paths = {line.split(maxsplit=5)[-1].strip() for line in maps if f"/{name}" in line}
+    if not paths:
+        raise RuntimeError(f"{name} is not loaded, which a captured graph is watched through")
+    return paths.pop(), prefix
 
 
 @cache
 def _driver() -> _Driver:
-    name, prefix = _library()
-    library = ctypes.CDLL(name)
+    path, prefix = _library()
+    library = ctypes.CDLL(path)
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
     capture_info = library[f"{prefix}StreamGetCaptureInfo_v2"]
     capture_info.argtypes = [pointer] * 6
@@ -48,9 +53,8 @@ def _check(error: int, what: str) -> None:
 
 
 _libc = ctypes.CDLL(None)
-
-# Semaphores of graphs that may still live: the driver writes to them whether or not anyone asks.
-_watched: list["CapturedGraph"] = []
+_libc.calloc.argtypes = [ctypes.c_size_t] * 2
+_libc.calloc.restype = ctypes.c_void_p
 
 
 class CapturedGraph:
@@ -61,7 +65,8 @@ class CapturedGraph:
     """
 
     def __init__(self) -> None:
-        self.semaphore = (ctypes.c_uint64 * _SEMAPHORE_WORDS)()
+        # Never freed: the driver may release it after the interpreter has ended.
+        self.semaphore = ctypes.c_void_p(_libc.calloc(1, _SEMAPHORE_BYTES))
         _libc.sem_init(self.semaphore, 0, 0)
 
     @property
@@ -91,7 +96,7 @@ def watch_capture(stream: Any) -> CapturedGraph | None:
     error = driver.capture_info(handle, ctypes.byref(status), None, ctypes.byref(graph), None, None)
     _check(error, "which graph is being captured")
     if status.value != _CAPTURING:
-        return None
+        raise RuntimeError("the capture of the graph has failed before this step")
     captured = CapturedGraph()
     _check(
         driver.create_object(
@@ -99,6 +104,5 @@ def watch_capture(stream: Any) -> CapturedGraph | None:
         ),
         "an object that tells when the graph dies",
     )
-    _watched[:] = [*(watched for watched in _watched if watched.is_alive), captured]
     _check(driver.retain_object(graph, user_object, 1, _MOVE), "the graph's hold on it")
     return captured

@@ -17,9 +17,6 @@ from .device import DeviceLaunch, as_current
 
 _OLDEST = (3, 6)
 
-# As torch calls the devices that Triton compiles for; ROCm's are "cuda" too.
-_GPUS = ("cuda", "xpu")
-
 
 class TritonLaunch(DeviceLaunch):
     """A bucket stepped by one launch of the Triton kernel on the caller's stream."""
@@ -33,12 +30,18 @@ class TritonLaunch(DeviceLaunch):
         self._size = len(bucket)
         size = self._module.workspace_bytes(self._size)
         super().__init__(bucket, extension.TensorTable, self._module.CHUNK, size)
-        with as_current(self._device):
-            self._kernels.compile(self._counts_on_device)
 
     def _forget_uploads(self) -> None:
-        workspace = self._workspace.data_ptr()
-        self._kernels = self._module.Launch(workspace, self._size, self._dtypes, self._amsgrad)
+        where = self._workspace.data_ptr(), self._size
+        what = self._dtypes, self._amsgrad, self._counts_on_device
+        try:
+            self._kernels = self._module.Launch(*where, *what)
+        except Exception as error:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self._dtypes)
+            raise RuntimeError(
+                f"backend='triton' cannot compile a step on {self._device} for parameters, "
+                f"gradients and moments of {names}: {error}"
+            ) from error
 
     def _step(self, stream: Any, due: list[Coefficients]) -> None:
         self._kernels.step(self._table.rows.segments, due)
@@ -119,10 +122,16 @@ def _unavailable() -> str | None:
     return _without_device()
 
 
-@cache
+_proven: set[torch.device] = set()  # a failure may pass, so it is not remembered
+
+
 def _unusable(device: torch.device) -> str | None:
+    if device in _proven:
+        return None
     with as_current(device):
         reason: str | None = _module().unusable(device)
+    if reason is None:
+        _proven.add(device)
     return reason
 
 
@@ -134,8 +143,8 @@ def _refuses(param: Tensor) -> str | None:
         if device.type == "cpu":
             return None
         return f"it is on {device}, and TRITON_INTERPRET reaches only the CPU's memory"
-    if device.type not in _GPUS:
-        return f"it is on {device}, not on a GPU"
+    if device.type != "cuda":  # as torch calls ROCm's too
+        return f"it is on {device}, not on a CUDA or ROCm device"
     return _unavailable() or _unusable(device)
 
 
