@@ -178,7 +178,6 @@ def repair_interpreter(monkeypatch):
 
     test_triton_interpreter.py shows what it does without.
     """
-    from triton.language.semantic import TritonSemantic
     from triton.runtime import interpreter
 
     convert = interpreter._convert_float
@@ -194,12 +193,12 @@ def repair_interpreter(monkeypatch):
 
     monkeypatch.setattr(interpreter, "_convert_float", exact)
 
-    def checked(self, pointers, values):
+    def checked(handle, name, values):
         # To the interpreter it is only a promise; where it is broken, a GPU stops.
-        assert (pointers.handle.data % values[0] == 0).all(), "not aligned as promised"
-        return pointers
+        if name == "tt.divisibility":
+            assert (handle.data % np.uint64(values[0]) == 0).all(), "not aligned as promised"
 
-    monkeypatch.setattr(TritonSemantic, "multiple_of", checked)
+    monkeypatch.setattr(interpreter.TensorHandle, "set_attr", checked)
     # It replaces triton.language at every call of a function within a kernel, as it has already.
     monkeypatch.setattr(
         interpreter.InterpretedFunction,

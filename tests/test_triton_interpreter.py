@@ -84,9 +84,8 @@ def test_a_promise_of_alignment_that_is_broken_is_noticed(monkeypatch):
     kind = tl.pointer_type(tl.float32)
     for address, kept in ((32, True), (40, False)):
         handle = interpreter.TensorHandle(np.array([address], dtype=np.uint64), kind)
-        pointer = tl.tensor(handle, kind)
         with contextlib.nullcontext() if kept else pytest.raises(AssertionError, match="promised"):
-            interpreter.interpreter_semantic.multiple_of(pointer, [16])
+            handle.set_attr("tt.divisibility", [16])
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
