@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+import types
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,13 +15,14 @@ from radam_fused import FusedRAdam, backends
 from radam_fused.backends import cpu
 from radam_fused.backends import triton as engine
 
-from .helpers import OPTIONS, gradients, parameters, train
+from .engines import interpreted_kernels, repair_interpreter
+from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters, train
+from .test_device_bits import assert_same_on_both, step_both
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from radam_fused.triton_kernels import launch, step  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler.compiler import CompiledKernel  # noqa: E402
 
 FLOATS = {
     "float64": tl.float64,
@@ -197,7 +200,15 @@ def test_nothing_is_contracted_on_amd():
 
 
 class Gpu:
-    """A driver of Triton's for a GPU that is not there."""
+    """Triton's driver for a GPU that is not there: what is launched is interpreted instead."""
+
+    def __init__(self):
+        self.launches = []
+        self.utils = types.SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": 232448},
+            load_binary=lambda name, *_: (None, name, 0, 0, 1024),  # no module to unload
+        )
+        self._interpreted = interpreted_kernels()
 
     def get_current_target(self):
         return nvidia(90)
@@ -206,30 +217,75 @@ class Gpu:
         return 0
 
     def get_current_stream(self, device):
-        return 0
+        return 4321
+
+    def launcher_cls(self, source, metadata):
+        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
+            assert (y, z, stream, function) == (1, 1, 4321, metadata.name)
+            self.launches.append(metadata.name)
+            with np.errstate(all="ignore"):
+                getattr(self._interpreted, metadata.name)[(x,)](*arguments)
+
+        return launch
 
 
 @pytest.fixture
-def compilations(monkeypatch):
-    """The names of the kernels that launches compile, instead of being run."""
-    names = []
-    monkeypatch.setattr(triton.runtime.driver, "_active", Gpu())
-    monkeypatch.setattr(launch, "_load", lambda compiled: None)
-    monkeypatch.setattr(launch, "_run", lambda compiled, *arguments: None)
-    monkeypatch.setattr(CompiledKernel, "__getitem__", lambda kernel, grid: kernel)
+def gpu(monkeypatch):
+    """A GPU whose launches are interpreted; backend="triton" takes the CPU's memory for its."""
+    pretended = Gpu()
+    repair_interpreter(monkeypatch)
+    monkeypatch.setattr(triton.runtime.driver, "_active", pretended)
     monkeypatch.setattr(engine, "_module", lambda: launch)
     served = engine.BACKEND._replace(unavailable=lambda: None, refuses=cpu._refuses)
     monkeypatch.setitem(backends.BACKENDS, "triton", served)
-    for kernel in (step.step_kernel, step.prologue_kernel, step.upload_kernel):
+    kernels = step.step_kernel, step.prologue_kernel, step.upload_kernel
+    for kernel in kernels:
         kernel.device_caches.clear()
-    note = triton.knobs.runtime
+    yield pretended
+    for kernel in kernels:
+        kernel.device_caches.clear()  # a real GPU has to load its own
+
+
+@pytest.fixture
+def compilations(gpu, monkeypatch):
+    """The names of the kernels that are compiled."""
+    names = []
 
     def compiled_one(*, fn, already_compiled=False, **_):
         if not already_compiled:
             names.append(fn.name.rpartition(".")[2])
 
-    monkeypatch.setattr(note, "jit_post_compile_hook", compiled_one)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", compiled_one)
     return names
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+def test_what_is_launched_is_the_step(capturable, gpu):
+    """All of the way that a step takes on a GPU, up to the driver."""
+    params = parameters((5, 3), (1025,), (0,), (2048,))
+    ours = FusedRAdam(copies(params), backend="triton", weight_decay=0.1)
+    ours.param_groups[0]["capturable"] = capturable
+    theirs = FusedRAdam(copies(params), backend="cpu", weight_decay=0.1)
+    for t, grads in enumerate(gradients(params, 8)):
+        step_both([ours, theirs], [None if i == t % 3 else g for i, g in enumerate(grads)])
+        assert_same_on_both(ours, theirs)
+    assert gpu.launches.count("step_kernel") == 8
+    assert gpu.launches.count("prologue_kernel") == (8 if capturable else 0)
+
+
+def test_a_compiler_s_error_comes_before_anything_moves(gpu, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no such instruction")
+
+    params = parameters((5,))
+    before = params[0].detach().clone()
+    optimizer = FusedRAdam(params, backend="triton")
+    monkeypatch.setattr(gpu.utils, "load_binary", fail)
+    dtypes = "parameters, gradients and moments of float32, float32, float32"
+    with pytest.raises(RuntimeError, match=f"compile a step on cpu for {dtypes}: no such instr"):
+        train(optimizer, gradients(params, 1))
+    assert_same_bits(params[0].detach(), before)
+    assert gpu.launches == []
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS["amsgrad-l2-maximize"]], ids=["plain", "amsgrad"])
