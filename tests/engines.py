@@ -151,20 +151,20 @@ class TritonInterpreter(HostEngine):
         monkeypatch.setattr(triton, "_unloadable", lambda: None)
         repair_interpreter(monkeypatch)
         self._count = 0
-        run = self.kernels._run
+        run = self.kernels._Kernel.__call__
 
-        def run_quietly(launch, *arguments):
+        def run_quietly(kernel, *arguments):
             with np.errstate(all="ignore"):  # NumPy warns where a GPU does not
-                run(launch, *arguments)
+                run(kernel, *arguments)
 
-        def enqueue(launch, *arguments):
+        def enqueue(kernel, *arguments):
             self._count += 1
             if self._captured is None:
-                run_quietly(launch, *arguments)
+                run_quietly(kernel, *arguments)
             else:
-                self._captured.launches.append(partial(run_quietly, launch, *arguments))
+                self._captured.launches.append(partial(run_quietly, kernel, *arguments))
 
-        monkeypatch.setattr(self.kernels, "_run", enqueue)
+        monkeypatch.setattr(self.kernels._Kernel, "__call__", enqueue)
 
     def new_graph(self):
         return RecordedLaunches()

@@ -49,14 +49,6 @@ _FLAGS = (
 )
 
 
-def _load(compiled: Any) -> None:
-    compiled[(1, 1, 1)]
-
-
-def _run(launch: Any, *arguments: Any) -> None:
-    launch(*arguments)
-
-
 class _Kernel:
     """A kernel compiled for the current device, and loaded there, when this is made.
 
@@ -78,11 +70,11 @@ class _Kernel:
         if not is_interpreted:
             options = {"grid": (1,), "enable_fp_fusion": False, **options}
             self._kernel = kernel.warmup(*arguments, **constants, **options)
-            _load(self._kernel)
+            self._kernel[(1, 1, 1)]  # which loads it
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         """Launch it on the current device and stream."""
-        _run(self._kernel[(programs, 1, 1)], *arguments, *self._constants)
+        self._kernel[(programs, 1, 1)](*arguments, *self._constants)
 
 
 def options_for(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
