@@ -95,7 +95,7 @@ def test_neither_triton_nor_a_compiler_is_imported_before_it_is_needed():
 
 
 def test_triton_refuses_tensors_elsewhere():
-    assert "it is on cpu, not on a GPU" in triton._refuses(torch.zeros(3))
+    assert "it is on cpu, not on a CUDA or ROCm device" in triton._refuses(torch.zeros(3))
 
 
 def test_the_interpreter_serves_the_cpu_by_name_alone(interpreter):
