@@ -2,13 +2,30 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .hyperparameters import coefficient_arguments
 from .rectification import Coefficients, coefficients
+
+
+class DeviceInputs(NamedTuple):
+    """What a step that the device counts is computed from.
+
+    Attributes:
+        options: Arguments of :func:`radam_fused.rectification.coefficients`, without a learning
+            rate that is a tensor on the device.
+        lr: That tensor, of float32 or float64, or None.
+        grad_scale: One float32 number there by which the gradients are too large, or None.
+        found_inf: One float32 number there, not 0 where nothing is to move, or None.
+    """
+
+    options: dict[str, Any]
+    lr: Tensor | None
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
 
 
 class StepInputs:
@@ -81,15 +98,8 @@ class StepInputs:
                 f"not see it change; make it one on {device}"
             )
 
-    def on_device(
-        self, device: torch.device
-    ) -> tuple[dict[str, Any], Tensor | None, Tensor | None, Tensor | None]:
-        """For engines that count on the device.
-
-        Returns:
-            Options with the learning rate unless that is a tensor there, learning rate otherwise,
-            grad_scale and found_inf, both float32 and there.
-        """
+    def on_device(self, device: torch.device) -> DeviceInputs:
+        """For engines that count on the device."""
         lr = self._group["lr"]
         if isinstance(lr, Tensor) and lr.device == device:
             options = coefficient_arguments({**self._group, "lr": 0.0})
@@ -100,4 +110,4 @@ class StepInputs:
             None if number is None else number.detach().to(device, torch.float32, non_blocking=True)
             for number in (self._grad_scale, self._found_inf)
         )
-        return options, None if lr is None else lr.detach(), grad_scale, found_inf
+        return DeviceInputs(options, None if lr is None else lr.detach(), grad_scale, found_inf)

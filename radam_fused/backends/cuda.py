@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs import DeviceInputs
 from ..rectification import Coefficients
 from ..tensors import has_own_memory
 from . import extension
@@ -35,16 +36,9 @@ class CudaLaunch(DeviceLaunch):
     def _step(self, stream: Any, due: list[Coefficients]) -> None:
         self._kernels.step(self._table.rows, self._workspace, _handle(stream), due)
 
-    def _counting_step(
-        self,
-        stream: Any,
-        options: dict[str, Any],
-        lr: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
+    def _counting_step(self, stream: Any, inputs: DeviceInputs) -> None:
         where = self._table.rows, self._workspace, _handle(stream)
-        self._kernels.counting_step(*where, options, lr, grad_scale, found_inf)
+        self._kernels.counting_step(*where, *inputs)
 
 
 def _handle(stream: Any) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs import StepInputs
+from ..inputs import DeviceInputs, StepInputs
 from ..rectification import Coefficients
 from .base import Graph
 from .buckets import Bucket, Table
@@ -91,7 +91,7 @@ class DeviceLaunch:
         self._table.announce_writes()
         with as_current(self._device):
             if self._counts_on_device:
-                self._counting_step(stream, *inputs.on_device(self._device))
+                self._counting_step(stream, inputs.on_device(self._device))
             else:
                 self._step(stream, self._due)
         self._table.finish()
@@ -110,21 +110,11 @@ class DeviceLaunch:
         """
         raise NotImplementedError
 
-    def _counting_step(
-        self,
-        stream: Any,
-        options: dict[str, Any],
-        lr: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
+    def _counting_step(self, stream: Any, inputs: DeviceInputs) -> None:
         """Launch a step that the device counts.
 
         Args:
             stream: The caller's.
-            options: Arguments of rectification.coefficients(), without a learning rate that is ...
-            lr: ... a tensor on the device.
-            grad_scale: One float32 number by which the gradients are too large, or None.
-            found_inf: One float32 number, not 0 where nothing is to move, or None.
+            inputs: What it is computed from.
         """
         raise NotImplementedError

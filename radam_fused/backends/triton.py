@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs import DeviceInputs
 from ..rectification import Coefficients
 from ..tensors import has_own_memory
 from . import extension
@@ -46,17 +47,8 @@ class TritonLaunch(DeviceLaunch):
     def _step(self, stream: Any, due: list[Coefficients]) -> None:
         self._kernels.step(self._table.rows.segments, due)
 
-    def _counting_step(
-        self,
-        stream: Any,
-        options: dict[str, Any],
-        lr: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        self._kernels.counting_step(
-            self._table.rows.segments, self._table.counters, options, lr, grad_scale, found_inf
-        )
+    def _counting_step(self, stream: Any, inputs: DeviceInputs) -> None:
+        self._kernels.counting_step(self._table.rows.segments, self._table.counters, *inputs)
 
 
 def version() -> str | None:
