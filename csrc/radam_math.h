@@ -90,6 +90,7 @@ struct StepOptions {
   bool decoupled_weight_decay;
   bool maximize;
   bool rectify;
+  bool exact_rectification;
   bool degenerated_to_sgd;
   bool eps_after_bias_correction;
   bool absolute_weight_decay;
@@ -122,6 +123,28 @@ RADAM_INLINE Sums geometric(double beta, std::int64_t count) {
   }
   return {total, weighted};
 }
+
+// Of the adaptive rate, as variance() of radam_fused.rectification, operation by operation.
+RADAM_INLINE double variance(double rho, bool exact) {
+  if (!exact) return rho / (2.0 * (rho - 2.0) * (rho - 4.0));
+  constexpr int kShifts = 8;
+  const double y = 2.0 * (rho + 2.0 * kShifts) - 3.0;
+  const double w = 1.0 / (y * y);
+  double rest = 0.0;
+  rest = (rest + 29412432709.0 / 2048.0) * w;
+  rest = (rest - 233526463.0 / 1024.0) * w;
+  rest = (rest + 1319183.0 / 256.0) * w;
+  rest = (rest - 22931.0 / 128.0) * w;
+  rest = (rest + 173.0 / 16.0) * w;
+  rest = (rest - 11.0 / 8.0) * w;
+  rest = (rest + 1.0 / 2.0) * w;
+  double share = 2.0 / y * (1.0 / (y - 1.0) + rest);
+  for (int k = kShifts - 1; k >= 0; --k) {
+    const double x = rho + 2.0 * k;
+    share = (x * x * (x - 2.0) * share + 1.0) / ((x - 2.0) * ((x - 1.0) * (x - 1.0)));
+  }
+  return rho * share;
+}
 }  // namespace detail
 
 // For an engine that counts its steps where the host cannot see them; the same bits as
@@ -136,8 +159,8 @@ RADAM_INLINE StepCoefficients coefficients(std::int64_t step, const StepOptions&
     const double limit = 2.0 / (1.0 - o.beta2) - 1.0;
     double rho = 2.0 * sums.weighted / sums.total - 1.0;
     rho = limit < rho ? limit : rho;
-    r_t = rho > o.rectify_threshold ? detail::root((rho - 4.0) * (rho - 2.0) * limit /
-                                                   ((limit - 4.0) * (limit - 2.0) * rho))
+    r_t = rho > o.rectify_threshold ? detail::root(detail::variance(limit, o.exact_rectification) /
+                                                   detail::variance(rho, o.exact_rectification))
                                     : 0.0;
   }
   Update update = Update::none;

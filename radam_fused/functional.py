@@ -29,6 +29,7 @@ def radam_step_(
     maximize: bool = False,
     rectify: bool = True,
     rectify_threshold: float = 5.0,
+    exact_rectification: bool = False,
     degenerated_to_sgd: bool = True,
     eps_after_bias_correction: bool = False,
     absolute_weight_decay: bool = False,
@@ -55,6 +56,7 @@ def radam_step_(
         maximize: Ascend.
         rectify: Rectify.
         rectify_threshold: Rectified where rho_t is greater.
+        exact_rectification: Take r_t from the exact variance.
         degenerated_to_sgd: Step by the momentum where not rectified.
         eps_after_bias_correction: Place of eps.
         absolute_weight_decay: Decoupled decay whatever the learning rate.
@@ -78,6 +80,7 @@ def radam_step_(
         "differentiable": False,
         "rectify": rectify,
         "rectify_threshold": rectify_threshold,
+        "exact_rectification": exact_rectification,
         "degenerated_to_sgd": degenerated_to_sgd,
         "eps_after_bias_correction": eps_after_bias_correction,
         "absolute_weight_decay": absolute_weight_decay,

@@ -14,6 +14,7 @@ OWN_DEFAULTS: dict[str, Any] = {
     "amsgrad": False,
     "rectify": True,
     "rectify_threshold": 5.0,
+    "exact_rectification": False,
     "degenerated_to_sgd": True,
     "eps_after_bias_correction": False,
     "absolute_weight_decay": False,
@@ -31,6 +32,7 @@ COEFFICIENT_NAMES = (
     "maximize",
     "rectify",
     "rectify_threshold",
+    "exact_rectification",
     "degenerated_to_sgd",
     "eps_after_bias_correction",
     "absolute_weight_decay",
@@ -87,6 +89,7 @@ def planned_options(group: Mapping[str, Any]) -> tuple[Any, ...]:
         group["differentiable"],
         group["capturable"],
         option(group, "rectify_threshold"),
+        option(group, "exact_rectification"),
         option(group, "absolute_weight_decay"),
         group["decoupled_weight_decay"],
     )
@@ -99,8 +102,10 @@ def check_own(group: Mapping[str, Any]) -> None:
         ValueError: An option of ours is out of range.
     """
     threshold = option(group, "rectify_threshold")
-    if not threshold >= 4.0:
-        raise ValueError(f"Invalid rectify_threshold value: {threshold}")
+    # Where the variance that r_t divides by becomes finite.
+    least = 2.0 if option(group, "exact_rectification") else 4.0
+    if not threshold >= least:
+        raise ValueError(f"Invalid rectify_threshold value: {threshold}, expected at least {least}")
     if option(group, "absolute_weight_decay") and not group["decoupled_weight_decay"]:
         raise ValueError("absolute_weight_decay=True requires decoupled_weight_decay=True")
 

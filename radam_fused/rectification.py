@@ -10,7 +10,15 @@ from functools import lru_cache
 from math import sqrt
 from typing import NamedTuple
 
-__all__ = ["Coefficients", "Update", "coefficients", "rectification", "rho", "rho_inf"]
+__all__ = [
+    "Coefficients",
+    "Update",
+    "coefficients",
+    "rectification",
+    "rho",
+    "rho_inf",
+    "variance",
+]
 
 
 class Update(IntEnum):
@@ -101,23 +109,71 @@ def rho(step: int, beta2: float) -> float:
     return min(2.0 * weighted / total - 1.0, rho_inf(beta2))
 
 
-def rectification(step: int, beta2: float, threshold: float = 5.0) -> float:
+# c_7 to c_1 of z (gamma(z + 1/4) / gamma(z + 3/4))^2 = 1 - sum_k c_k / (4 z)^(2 k), all exact.
+_SERIES = (
+    29412432709.0 / 2048.0,
+    -233526463.0 / 1024.0,
+    1319183.0 / 256.0,
+    -22931.0 / 128.0,
+    173.0 / 16.0,
+    -11.0 / 8.0,
+    1.0 / 2.0,
+)
+_SHIFTS = 8  # with seven terms the error is that of float64 down to rho = 2
+
+
+def _exact_variance(rho: float) -> float:
+    # Var / rho at rho + 16 by the series, where the two terms of the theorem no longer cancel; from
+    # there down by gamma(x + 1) = x gamma(x), a recurrence whose terms are all positive.
+    y = 2.0 * (rho + 2.0 * _SHIFTS) - 3.0
+    w = 1.0 / (y * y)
+    rest = 0.0
+    for c in _SERIES:
+        rest = (rest + c) * w
+    share = 2.0 / y * (1.0 / (y - 1.0) + rest)
+    for k in range(_SHIFTS - 1, -1, -1):
+        x = rho + 2.0 * k
+        share = (x * x * (x - 2.0) * share + 1.0) / ((x - 2.0) * ((x - 1.0) * (x - 1.0)))
+    return rho * share
+
+
+def variance(rho: float, exact: bool = False) -> float:
+    """Variance of the adaptive learning rate over gradients from N(0, 1).
+
+    The adaptive rate is the inverse root of the mean of ``rho`` squared gradients. Its variance is
+    infinite up to ``rho = 2``.
+
+    Args:
+        rho: Length of the simple moving average; above 4, where ``exact`` above 2.
+        exact: arXiv 1908.03265, Theorem 1, ``rho / (rho - 2) - rho 2^(2 rho - 5) B^2 / pi`` with
+            the Beta function ``B((rho - 1) / 2, (rho - 1) / 2)``. That difference cancels; taken
+            instead are the asymptotic series of the quotient of two gamma functions (DLMF 5.11.14)
+            and their recurrence, which keep all digits. Otherwise the first-order approximation,
+            ``rho / (2 (rho - 2) (rho - 4))``.
+    """
+    if exact:
+        return _exact_variance(rho)
+    return rho / (2.0 * (rho - 2.0) * (rho - 4.0))
+
+
+def rectification(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
     """Rectification term r_t of the adaptive learning rate, 0 where the step is not rectified.
 
-    arXiv 1908.03265, section 4.3 and Algorithm 2:
+    arXiv 1908.03265, section 4.3 and Algorithm 2: the root of the variance at ``rho_inf`` over that
+    at ``rho_t``, by default with the first-order approximation of both,
     ``sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))``.
 
     Args:
         step: Number of steps taken, this one included (t >= 1).
         beta2: Decay rate of the second moment, in [0, 1).
-        threshold: The step is rectified where rho_t is greater; at least 4, below which the
-            variance that r_t divides by is not finite.
+        threshold: The step is rectified where rho_t is greater; at least 4, where ``exact`` at
+            least 2, below which the variance that r_t divides by is not finite.
+        exact: Take the exact variance.
     """
     rho_t = rho(step, beta2)
     if not rho_t > threshold:
         return 0.0
-    limit = rho_inf(beta2)
-    return sqrt((rho_t - 4.0) * (rho_t - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho_t))
+    return sqrt(variance(rho_inf(beta2), exact) / variance(rho_t, exact))
 
 
 def coefficients(
@@ -131,6 +187,7 @@ def coefficients(
     maximize: bool,
     rectify: bool,
     rectify_threshold: float,
+    exact_rectification: bool,
     degenerated_to_sgd: bool,
     eps_after_bias_correction: bool,
     absolute_weight_decay: bool,
@@ -149,6 +206,7 @@ def coefficients(
         maximize: Ascend.
         rectify: Multiply the adaptive rate by r_t; if not, every step is adaptive (Adam).
         rectify_threshold: Rectified where rho_t is greater.
+        exact_rectification: Take r_t from the exact variance.
         degenerated_to_sgd: Step by the momentum where not rectified, instead of not at all.
         eps_after_bias_correction: Add eps to the root of the corrected second moment.
         absolute_weight_decay: Decoupled decay by ``1 - weight_decay``, whatever the learning rate.
@@ -159,7 +217,9 @@ def coefficients(
     correction1 = _bias_correction(beta1, step)
     root_correction2 = sqrt(_bias_correction(beta2, step))
 
-    r_t = rectification(step, beta2, rectify_threshold) if rectify else 1.0
+    r_t = 1.0
+    if rectify:
+        r_t = rectification(step, beta2, rectify_threshold, exact_rectification)
     if r_t > 0.0:
         update, step_size = Update.RECTIFIED, lr * r_t * root_correction2 / correction1
     elif degenerated_to_sgd:

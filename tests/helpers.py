@@ -33,6 +33,8 @@ OPTIONS = {
         "decay_skipped_steps": False,
     },
     "threshold-4": {"rectify_threshold": 4.0},
+    "exact": {"exact_rectification": True},
+    "exact-threshold-2": {"exact_rectification": True, "rectify_threshold": 2.0},
     "late-eps": {"eps": 1e-3, "eps_after_bias_correction": True},
     "adam": {"rectify": False, "eps_after_bias_correction": True},
     "adamw": {

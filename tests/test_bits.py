@@ -118,6 +118,7 @@ def runs(draw):
         "amsgrad": draw(st.booleans()),
         "rectify": draw(st.booleans()),
         "rectify_threshold": draw(st.sampled_from([4.0, 5.0])),
+        "exact_rectification": draw(st.booleans()),
         "degenerated_to_sgd": draw(st.booleans()),
         "eps_after_bias_correction": draw(st.booleans()),
         "decoupled_weight_decay": draw(st.booleans()),

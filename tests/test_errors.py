@@ -37,7 +37,11 @@ def test_hyper_parameters_with_torch_s_messages(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rectify_threshold": 3.9}, "Invalid rectify_threshold value: 3.9"),
+        ({"rectify_threshold": 3.9}, "Invalid rectify_threshold value: 3.9, expected at least 4"),
+        (
+            {"rectify_threshold": 1.9, "exact_rectification": True},
+            "Invalid rectify_threshold value: 1.9, expected at least 2",
+        ),
         ({"absolute_weight_decay": True}, "requires decoupled_weight_decay=True"),
         ({"backend": "gpu"}, "Invalid backend: 'gpu', expected one of auto, cuda, triton, cpu"),
     ],

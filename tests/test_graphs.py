@@ -30,6 +30,7 @@ FLAGS = (
     "decoupled_weight_decay",
     "maximize",
     "rectify",
+    "exact_rectification",
     "degenerated_to_sgd",
     "eps_after_bias_correction",
     "absolute_weight_decay",
@@ -46,7 +47,10 @@ def drawn_options(draw):
         "rectify_threshold": draw.choice([4.0, 5.0]),
         "grad_scale": draw.choice([1.0, 65536.0, draw.random() + 0.1]),
     }
-    return numbers, {name: draw.random() < 0.5 for name in FLAGS}
+    flags = {name: draw.random() < 0.5 for name in FLAGS}
+    if flags["exact_rectification"]:
+        numbers["rectify_threshold"] = draw.choice([2.0, 5.0])
+    return numbers, flags
 
 
 def drawn_step(draw):

@@ -39,6 +39,10 @@ def never_rectified(params, **options):
     return FusedRAdam(params, **{**options, "rectify_threshold": 1e9})
 
 
+def otherwise_rectified(params, **options):
+    return FusedRAdam(params, **{**options, "exact_rectification": True})
+
+
 def always_rectified(params, **options):
     return FusedRAdam(params, **{**options, "rectify": False})
 
@@ -88,6 +92,7 @@ WRONG = [
     wrong_threshold,
     misplaced_eps,
     never_rectified,
+    otherwise_rectified,
     always_rectified,
     wrong_decay,
     swapped_betas,

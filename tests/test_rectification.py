@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from radam_fused import FusedRAdam, rectification
@@ -25,6 +25,7 @@ PLAIN = {
     "maximize": False,
     "rectify": True,
     "rectify_threshold": 5.0,
+    "exact_rectification": False,
     "degenerated_to_sgd": True,
     "eps_after_bias_correction": False,
     "absolute_weight_decay": False,
@@ -68,8 +69,41 @@ def test_r_against_exact_fractions(beta2, step, threshold):
         assert computed == pytest.approx(float(truth.r(step, beta2)), rel=1e-13 + slack)
 
 
-def test_r_grows_to_one():
-    values = [rectification.rectification(t, 0.99) for t in range(1, 2000)]
+@given(rho=st.one_of(st.floats(2.0, 40.0, exclude_min=True), st.floats(40.0, 1e9)))
+@example(rho=4.0)
+@example(rho=2.0 + 2.0**-50)
+@example(rho=2e16)
+def test_exact_variance_against_the_beta_function(rho):
+    true = truth.variance(rho)
+    assert abs(rectification.variance(rho, exact=True) / true - 1) < 4e-15
+
+
+def test_known_variances():
+    assert rectification.variance(5.0) == pytest.approx(5 / 6)
+    assert rectification.variance(5.0, exact=True) == pytest.approx(0.251956, abs=1e-6)
+    # Of 1 / |g| over chi-squared of three degrees: 3 (1 - 2 / pi).
+    assert rectification.variance(3.0, exact=True) == pytest.approx(3 * (1 - 2 / np.pi), rel=1e-14)
+
+
+@given(beta2=st.floats(0.68, 0.9999999), step=st.integers(3, 300))
+def test_exact_r_against_the_beta_function(beta2, step):
+    at = truth.rho(step, beta2)
+    if at > 2 + Fraction(1, 10**6):
+        computed = rectification.rectification(step, beta2, 2.0, exact=True)
+        assert computed == pytest.approx(float(truth.r(step, beta2, exact=True)), rel=1e-8)
+        if at > 3:
+            assert computed == pytest.approx(float(truth.r(step, beta2, exact=True)), rel=1e-13)
+
+
+def test_exact_rectification_may_begin_at_the_third_step():
+    options = {"rectify_threshold": 2.0, "exact_rectification": True}
+    kinds = [coefficients(t, **PLAIN | options).update for t in (1, 2, 3)]
+    assert kinds == [Update.MOMENTUM, Update.MOMENTUM, Update.RECTIFIED]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_r_grows_to_one(exact):
+    values = [rectification.rectification(t, 0.99, exact=exact) for t in range(1, 2000)]
     assert np.all(np.diff(values) >= -1e-15)
     assert values[-1] == pytest.approx(1.0, abs=1e-6)
     assert max(values) <= 1.0
@@ -133,6 +167,14 @@ def test_rectification_for_loggers():
         assert entry.r_t == pytest.approx(float(truth.r(10, beta2)))
         assert entry.step_size == pytest.approx(lr * entry.r_t)
     assert all(isinstance(value, float) for value in (quick.rho_t, quick.r_t, quick.step_size))
+
+
+def test_exact_rectification_for_loggers():
+    params = parameters((3,))
+    optimizer = FusedRAdam(params, exact_rectification=True)
+    train(optimizer, gradients(params, 6))
+    [entry] = optimizer.rectification()
+    assert entry.r_t == pytest.approx(float(truth.r(6, 0.999, exact=True)))
 
 
 def test_rectification_with_a_tensor_learning_rate_and_without_rectification():

@@ -6,6 +6,7 @@ powers are numpy's.
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 
 REAL = np.longdouble
@@ -17,9 +18,20 @@ def rho(t, beta2):
     return 2 / (1 - b) - 1 - 2 * t * b**t / (1 - b**t)
 
 
-def r(t, beta2):
+@mpmath.workdps(60)
+def variance(rho):
+    """Theorem 1, with the Beta function of mpmath."""
+    rho = mpmath.mpf(Fraction(rho).numerator) / Fraction(rho).denominator
+    half = (rho - 1) / 2
+    power = mpmath.power(2, 2 * rho - 5)
+    return rho / (rho - 2) - rho * power / mpmath.pi * mpmath.beta(half, half) ** 2
+
+
+def r(t, beta2, exact=False):
     """r_t in extended precision from exact fractions."""
     limit, at = 2 / (1 - Fraction(beta2)) - 1, rho(t, beta2)
+    if exact:
+        return REAL(mpmath.nstr(mpmath.sqrt(variance(limit) / variance(at)), 25))
     square = (at - 4) * (at - 2) * limit / ((limit - 4) * (limit - 2) * at)
     high = float(square)
     return np.sqrt(REAL(high) + REAL(float(square - Fraction(high))))
@@ -45,6 +57,7 @@ class Truth:
         amsgrad=False,
         rectify=True,
         rectify_threshold=5.0,
+        exact_rectification=False,
         degenerated_to_sgd=True,
         eps_after_bias_correction=False,
         absolute_weight_decay=False,
@@ -66,7 +79,7 @@ class Truth:
         v = self.top if amsgrad else self.v
         m_hat = self.m / (1 - b1**t)
         if rectified:
-            r_t = r(t, betas[1]) if rectify else REAL(1)
+            r_t = r(t, betas[1], exact_rectification) if rectify else REAL(1)
             root = np.sqrt(1 - b2**t)
             if eps_after_bias_correction:
                 denominator = np.sqrt(v) / root + REAL(eps)

@@ -42,6 +42,7 @@ _FLAGS = (
     "decoupled_weight_decay",
     "maximize",
     "rectify",
+    "exact_rectification",
     "degenerated_to_sgd",
     "eps_after_bias_correction",
     "absolute_weight_decay",

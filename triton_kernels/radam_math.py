@@ -96,6 +96,29 @@ def _geometric(beta, count):
 
 
 @triton.jit
+def _variance(rho, exact):
+    # Of the adaptive rate: as variance() of radam_fused.rectification.
+    result = rho / (2.0 * (rho - 2.0) * (rho - 4.0))
+    if exact:
+        SHIFTS: tl.constexpr = 8
+        y = 2.0 * (rho + 2.0 * SHIFTS) - 3.0
+        w = 1.0 / (y * y)
+        rest = (29412432709.0 / 2048.0) * w
+        rest = (rest - 233526463.0 / 1024.0) * w
+        rest = (rest + 1319183.0 / 256.0) * w
+        rest = (rest - 22931.0 / 128.0) * w
+        rest = (rest + 173.0 / 16.0) * w
+        rest = (rest - 11.0 / 8.0) * w
+        rest = (rest + 1.0 / 2.0) * w
+        share = 2.0 / y * (1.0 / (y - 1.0) + rest)
+        for i in tl.static_range(SHIFTS):
+            x = rho + 2.0 * (SHIFTS - 1 - i)
+            share = (x * x * (x - 2.0) * share + 1.0) / ((x - 2.0) * ((x - 1.0) * (x - 1.0)))
+        result = rho * share
+    return result
+
+
+@triton.jit
 def coefficients(
     step,
     lr,
@@ -108,6 +131,7 @@ def coefficients(
     decoupled_weight_decay,
     maximize,
     rectify,
+    exact_rectification,
     degenerated_to_sgd,
     eps_after_bias_correction,
     absolute_weight_decay,
@@ -128,6 +152,7 @@ def coefficients(
         decoupled_weight_decay: Scale the parameter instead of adding to the gradient.
         maximize: Ascend.
         rectify: Rectify.
+        exact_rectification: Take r_t from the exact variance.
         degenerated_to_sgd: Step by the momentum where not rectified.
         eps_after_bias_correction: Place of eps.
         absolute_weight_decay: Decoupled decay whatever the learning rate.
@@ -147,7 +172,7 @@ def coefficients(
         rho = 2.0 * weighted / total - 1.0
         rho = tl.where(limit < rho, limit, rho)
         if rho > rectify_threshold:
-            r_t = _root((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho))
+            r_t = _root(_variance(limit, exact_rectification) / _variance(rho, exact_rectification))
         else:
             r_t = tl.full((), 0.0, tl.float64)
 

@@ -297,6 +297,7 @@ def prologue_kernel(
             (flags & 16) != 0,
             (flags & 32) != 0,
             (flags & 64) != 0,
+            (flags & 128) != 0,
         )
         for k in tl.static_range(8):
             tl.store(to + k, c[k])

@@ -24,6 +24,7 @@ StepOptions options_from(const py::dict& d) {
           flag("decoupled_weight_decay"),
           flag("maximize"),
           flag("rectify"),
+          flag("exact_rectification"),
           flag("degenerated_to_sgd"),
           flag("eps_after_bias_correction"),
           flag("absolute_weight_decay"),

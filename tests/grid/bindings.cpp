@@ -14,7 +14,7 @@ py::tuple coefficients_of(std::int64_t step, double lr, double beta1, double bet
   const auto flag = [&](unsigned bit) { return (flags >> bit & 1u) != 0; };
   const StepCoefficients c =
       coefficients(step, {lr, beta1, beta2, eps, weight_decay, rectify_threshold, grad_scale,
-                          flag(0), flag(1), flag(2), flag(3), flag(4), flag(5), flag(6)});
+                          flag(0), flag(1), flag(2), flag(3), flag(4), flag(5), flag(6), flag(7)});
   const Coefficients<double>& v = c.values;
   return py::make_tuple(v.grad_mul, v.l2, v.decay, v.one_minus_beta1, v.beta2, v.one_minus_beta2,
                         v.step_size, v.eps, static_cast<int>(c.update));
