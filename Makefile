@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cma
 INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 SANITIZED := build/sanitized
 
-.PHONY: demo test oldest-triton bench gpu lint format sanitize package clean
+.PHONY: demo test oldest-triton bench paper gpu lint format sanitize package clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m bench.demo
@@ -24,6 +24,10 @@ oldest-triton: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
+
+# The papers' claims and ours, each also by its name: python -m bench.paper variance
+paper: $(INSTALLED)
+	$(PYTHON) -m bench.paper all
 
 # On a machine with a GPU, in an environment that has everything: no registry is asked. The results go
 # to $$OUT if that is set.

@@ -26,12 +26,12 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit of the checkout, marked where there are changes besides results."""
+    """The commit of the checkout, marked where there are changes besides what is written here."""
     root = Path(__file__).parents[1]
     git = ["git", "-C", str(root)]
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", ".", ":!bench/results"],
+        [*git, "status", "--porcelain", "--", ".", ":!bench/results", ":!docs/evidence.md"],
         capture_output=True,
         text=True,
     )
@@ -40,7 +40,7 @@ def commit() -> str:
 
 def machine() -> dict[str, object]:
     """Hardware, versions and commit."""
-    packages = ("radam_fused", "torch", "torch-optimi", "deepspeed", "numpy")
+    packages = ("radam_fused", "torch", "torch-optimi", "deepspeed", "numpy", "scikit-learn")
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),

@@ -1,11 +1,8 @@
-"""What is made of the timings: the table, the targets, the chart."""
-
-import math
-from pathlib import Path
+"""What is made of the timings: the tables and the targets."""
 
 from tabulate import tabulate
 
-from .cases import CASES, MANY, elements
+from .cases import MANY, Shapes, elements
 from .flat import AS_ONE, FLAT, READING
 from .limit import LIMIT
 from .rivals import OURS
@@ -29,14 +26,16 @@ TARGETS = [
 ]
 
 
-def case_table(case: str, timings: dict[str, Timing]) -> str:
+def case_table(
+    case: str, timings: dict[str, Timing], shapes: Shapes, tablefmt: str = "simple"
+) -> str:
     """One line a rival, the fastest first."""
-    size, fastest = elements(CASES[case]) * BYTES / 1e9, timings[LIMIT].median
+    size, fastest = elements(shapes) * BYTES / 1e9, timings[LIMIT].median
     rows = [
         [
             name,
-            f"{t.median * 1e3:.2f}",
-            f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}",
+            f"{t.median * 1e3:.4g}",
+            f"{t.lower_quartile * 1e3:.4g} - {t.upper_quartile * 1e3:.4g}",
             f"{size / t.median:.1f}",
             f"{fastest / t.median:.3f}",
             f"{timings[OURS].median / t.median:.3f}",
@@ -44,10 +43,10 @@ def case_table(case: str, timings: dict[str, Timing]) -> str:
         for name, t in sorted(timings.items(), key=lambda item: item[1].median)
     ]
     head = [case, "ms", "quartiles", "GB/s", "of the limit", "ours / this"]
-    return tabulate(rows, head, disable_numparse=True)
+    return tabulate(rows, head, tablefmt=tablefmt, disable_numparse=True)
 
 
-def flat_table(case: str, timings: dict[str, Timing]) -> str:
+def flat_table(case: str, timings: dict[str, Timing], tablefmt: str = "simple") -> str:
     """One line a way to hold the tensors."""
     rows = [
         [
@@ -57,7 +56,24 @@ def flat_table(case: str, timings: dict[str, Timing]) -> str:
         ]
         for name, t in timings.items()
     ]
-    return tabulate(rows, [case, "ms", "quartiles"], disable_numparse=True)
+    return tabulate(rows, [case, "ms", "quartiles"], tablefmt=tablefmt, disable_numparse=True)
+
+
+def scaling_table(
+    sweep: str, points: dict[str, dict[str, Timing]], tablefmt: str = "simple"
+) -> str:
+    """One line a number of the sweep, medians in ms."""
+    names = list(next(iter(points.values())))
+    rows = [
+        [
+            f"{int(number):,}",
+            *(f"{timings[name].median * 1e3:.4g}" for name in names),
+            *(f"{timings[OURS].median / timings[name].median:.3f}" for name in names[1:]),
+        ]
+        for number, timings in points.items()
+    ]
+    head = [sweep, *(f"{name}, ms" for name in names), *(f"ours / {name}" for name in names[1:])]
+    return tabulate(rows, head, tablefmt=tablefmt, disable_numparse=True)
 
 
 def flat_target(timings: dict[str, Timing]) -> dict[str, object]:
@@ -91,33 +107,5 @@ def targets(results: Results) -> list[dict[str, object]]:
     return checked
 
 
-def targets_table(checked: list[dict[str, object]]) -> str:
-    return tabulate(checked, headers="keys", floatfmt=".3f")
-
-
-def draw(results: Results, path: Path) -> None:
-    """Bars of the time of a step, one panel a case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    colors = {OURS: "tab:orange", LIMIT: "tab:gray"}
-    down = math.ceil(len(results) / 2)
-    figure, axes = pyplot.subplots(down, 2, figsize=(13, 3.6 * down), squeeze=False)
-    for axis, (case, timings) in zip(axes.flat, results.items(), strict=False):
-        ordered = sorted(timings.items(), key=lambda item: -item[1].median)
-        names = [name for name, _ in ordered]
-        medians = [t.median * 1e3 for _, t in ordered]
-        spread = [
-            [(t.median - t.lower_quartile) * 1e3 for _, t in ordered],
-            [(t.upper_quartile - t.median) * 1e3 for _, t in ordered],
-        ]
-        axis.barh(names, medians, xerr=spread, color=[colors.get(n, "tab:blue") for n in names])
-        for name, median, t in zip(names, medians, (t for _, t in ordered), strict=True):
-            axis.text(t.upper_quartile * 1e3, name, f"  {median:.3g}", va="center")
-        axis.set_title(case)
-        axis.set_xlabel("ms a step (median, quartiles)")
-        axis.margins(x=0.15)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
+def targets_table(checked: list[dict[str, object]], tablefmt: str = "simple") -> str:
+    return tabulate(checked, headers="keys", floatfmt=".3f", tablefmt=tablefmt)

@@ -18,6 +18,11 @@ class Timing(NamedTuple):
     upper_quartile: float
 
 
+def timings(section: Mapping[str, Mapping[str, float]]) -> dict[str, Timing]:
+    """Those of a case as a record holds them."""
+    return {name: Timing(**timing) for name, timing in section.items()}
+
+
 def interleave(
     steps: Mapping[str, Callable[[], object]], rounds: int, what: str
 ) -> dict[str, Timing]:

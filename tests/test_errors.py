@@ -197,6 +197,19 @@ def test_a_bad_option_set_later_in_one_group_moves_no_group(late, backend):
     assert optimizer.state[params[0]]["step"] == 6
 
 
+def test_a_threshold_that_only_the_exact_variance_allows_is_noticed_when_that_is_switched_off(
+    backend,
+):
+    [p] = parameters((4,))
+    options = {"exact_rectification": True, "rectify_threshold": 2.0}
+    optimizer = train(FusedRAdam([p], backend=backend, **options), gradients([p], 6))
+    before = p.detach().clone()
+    optimizer.param_groups[0]["exact_rectification"] = False
+    with pytest.raises(ValueError, match=r"Invalid rectify_threshold value: 2\.0, expected at"):
+        optimizer.step()
+    assert torch.equal(p, before)
+
+
 def test_an_expanded_parameter_is_refused_at_construction():
     with pytest.raises(ValueError, match="parameter 0 of group 0 is expanded"):
         FusedRAdam([torch.nn.Parameter(torch.ones(1).expand(3))])

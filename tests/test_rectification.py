@@ -1,6 +1,4 @@
-"""rho, r_t and the coefficients, against exact fractions and values known from the paper."""
-
-from fractions import Fraction
+"""rho, r_t and the coefficients, against many digits and values known from the paper."""
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("beta2", BETAS)
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 100, 4001])
-def test_rho_against_exact_fractions(beta2, step):
+def test_rho_against_many_digits(beta2, step):
     assert rectification.rho(step, beta2) == pytest.approx(float(truth.rho(step, beta2)), rel=1e-14)
 
 
@@ -56,10 +54,10 @@ def test_known_values_at_the_usual_beta2():
 @given(
     beta2=st.floats(0.68, 0.99999), step=st.integers(1, 300), threshold=st.sampled_from([4.0, 5.0])
 )
-def test_r_against_exact_fractions(beta2, step, threshold):
+def test_r_against_many_digits(beta2, step, threshold):
     exact = truth.rho(step, beta2)
     computed = rectification.rectification(step, beta2, threshold)
-    if abs(exact - Fraction(threshold)) < Fraction(1, 10**12):
+    if abs(exact - threshold) < 1e-12:
         return  # too near the threshold for float64 to tell
     if exact <= threshold:
         assert computed == 0.0
@@ -87,12 +85,13 @@ def test_known_variances():
 
 @given(beta2=st.floats(0.68, 0.9999999), step=st.integers(3, 300))
 def test_exact_r_against_the_beta_function(beta2, step):
-    at = truth.rho(step, beta2)
-    if at > 2 + Fraction(1, 10**6):
+    at = float(truth.rho(step, beta2))
+    if at > 2 + 1e-12:
         computed = rectification.rectification(step, beta2, 2.0, exact=True)
-        assert computed == pytest.approx(float(truth.r(step, beta2, exact=True)), rel=1e-8)
-        if at > 3:
-            assert computed == pytest.approx(float(truth.r(step, beta2, exact=True)), rel=1e-13)
+        # Near 2 the variance is one over a small difference of rho_t.
+        slack = 1e-14 * at / (at - 2)
+        expected = float(truth.r(step, beta2, exact=True))
+        assert computed == pytest.approx(expected, rel=1e-13 + slack)
 
 
 def test_exact_rectification_may_begin_at_the_third_step():

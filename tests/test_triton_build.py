@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from radam_fused import FusedRAdam, backends
+from radam_fused import FusedRAdam, backends, rectification
 from radam_fused.backends import cpu
 from radam_fused.backends import triton as engine
 
@@ -161,6 +161,14 @@ def test_the_prologue_rounds_too(capability, tmp_path):
     assert {"div", "sqrt"} <= {name for name, _ in found}
     used = resources(kernel, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
+
+
+def test_the_prologue_s_numbers_are_not_rounded_to_float32():
+    """A literal that is bound to a name would be; the interpreter does not tell."""
+    ptx = compiled(step.prologue_kernel, nvidia(90), num_warps=1).asm["ptx"]
+    for number in rectification._SERIES:
+        bits = [np.float64(sign * number).view(np.uint64) for sign in (1, -1)]
+        assert any(f"0d{b:016X}" in ptx for b in bits), number
 
 
 GFX942 = GPUTarget("hip", "gfx942", 64)

@@ -4,37 +4,38 @@ Written from arXiv 1908.03265 alone, without the package: m_hat and v_hat are fo
 powers are numpy's.
 """
 
-from fractions import Fraction
-
 import mpmath
 import numpy as np
 
 REAL = np.longdouble
+DIGITS = mpmath.workdps(60)
 
 
+@DIGITS
 def rho(t, beta2):
-    """rho_t as an exact fraction."""
-    b = Fraction(beta2)
+    """rho_t to many digits more than any arithmetic that is tested."""
+    b = mpmath.mpf(beta2)
     return 2 / (1 - b) - 1 - 2 * t * b**t / (1 - b**t)
 
 
-@mpmath.workdps(60)
+@DIGITS
 def variance(rho):
-    """Theorem 1, with the Beta function of mpmath."""
-    rho = mpmath.mpf(Fraction(rho).numerator) / Fraction(rho).denominator
+    """Theorem 1."""
+    rho = mpmath.mpf(rho)
     half = (rho - 1) / 2
     power = mpmath.power(2, 2 * rho - 5)
     return rho / (rho - 2) - rho * power / mpmath.pi * mpmath.beta(half, half) ** 2
 
 
+@DIGITS
 def r(t, beta2, exact=False):
-    """r_t in extended precision from exact fractions."""
-    limit, at = 2 / (1 - Fraction(beta2)) - 1, rho(t, beta2)
+    """r_t in extended precision."""
+    limit, at = 2 / (1 - mpmath.mpf(beta2)) - 1, rho(t, beta2)
     if exact:
-        return REAL(mpmath.nstr(mpmath.sqrt(variance(limit) / variance(at)), 25))
-    square = (at - 4) * (at - 2) * limit / ((limit - 4) * (limit - 2) * at)
-    high = float(square)
-    return np.sqrt(REAL(high) + REAL(float(square - Fraction(high))))
+        square = variance(limit) / variance(at)
+    else:
+        square = (at - 4) * (at - 2) * limit / ((limit - 4) * (limit - 2) * at)
+    return REAL(mpmath.nstr(mpmath.sqrt(square), 25))
 
 
 class Truth:
@@ -66,7 +67,7 @@ class Truth:
         self.t += 1
         t, (b1, b2) = self.t, map(REAL, betas)
         g = np.asarray(grad, dtype=REAL) * (-1 if maximize else 1)
-        rectified = not rectify or rho(t, betas[1]) > Fraction(rectify_threshold)
+        rectified = not rectify or rho(t, betas[1]) > rectify_threshold
         moves = rectified or degenerated_to_sgd
         if not decoupled_weight_decay:
             g = g + REAL(weight_decay) * self.p

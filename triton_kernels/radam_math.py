@@ -103,6 +103,7 @@ def _variance(rho, exact):
         SHIFTS: tl.constexpr = 8
         y = 2.0 * (rho + 2.0 * SHIFTS) - 3.0
         w = 1.0 / (y * y)
+        # Within an expression of float64: a literal by itself would become a float32.
         rest = (29412432709.0 / 2048.0) * w
         rest = (rest - 233526463.0 / 1024.0) * w
         rest = (rest + 1319183.0 / 256.0) * w

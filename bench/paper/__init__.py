@@ -1,0 +1,1 @@
+"""The papers' claims and ours, each an experiment with one command."""

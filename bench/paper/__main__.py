@@ -1,0 +1,87 @@
+"""Runs the named experiments: prints their tables, writes JSON and a picture of each."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from types import ModuleType
+
+from matplotlib import pyplot
+
+from bench.charts import digest
+from bench.machine import machine
+
+from . import (
+    amsgrad,
+    exact_rectification,
+    exactness,
+    histogram,
+    implementations,
+    page,
+    rectification,
+    robustness,
+    variance,
+)
+
+EXPERIMENTS: dict[str, ModuleType] = {
+    "variance": variance,
+    "rectification": rectification,
+    "histogram": histogram,
+    "robustness": robustness,
+    "amsgrad": amsgrad,
+    "exactness": exactness,
+    "implementations": implementations,
+    "exact_rectification": exact_rectification,
+}
+RESULTS = Path(__file__).parents[1] / "results" / "paper"
+
+
+def _rounded(results: object) -> object:
+    """Six digits of every number, so that a record stays small."""
+    if isinstance(results, dict):
+        return {key: _rounded(value) for key, value in results.items()}
+    if isinstance(results, list | tuple):
+        return [_rounded(value) for value in results]
+    return float(f"{results:.6g}") if isinstance(results, float) else results
+
+
+def picture(module: ModuleType, results: dict[str, object], path: Path) -> None:
+    """Draw an experiment's results into a file."""
+    figure = pyplot.figure(figsize=module.SIZE, layout="constrained")
+    module.draw(results, figure)
+    figure.savefig(path, dpi=80, metadata=digest(results))
+    pyplot.close(figure)
+
+
+def run(name: str, folder: Path) -> None:
+    """Measure, record, draw and print one experiment."""
+    module = EXPERIMENTS[name]
+    print(f"\n{name}: {module.QUESTION} About {module.MINUTES} min on two cores.", flush=True)
+    start = time.monotonic()
+    results = _rounded(module.measure())
+    record = {
+        "command": f"python -m bench.paper {name}",
+        "machine": machine(),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "results": results,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, allow_nan=False) + "\n")
+    picture(module, results, folder / f"{name}.png")
+    table = module.table(results)
+    if folder.resolve() == RESULTS:
+        page.put(name, table)
+    print(f"\n{table}\n\nwritten: {folder / name}.json, {folder / name}.png")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.paper", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], metavar="NAME")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args(arguments)
+    for name in EXPERIMENTS if "all" in options.names else options.names:
+        run(name, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The synthetic problem on which Adam goes the wrong way, and rectification with it.
+
+Reddi et al., "On the Convergence of Adam and Beyond", arXiv 1904.09237, section 5: on [-1, 1],
+f_t(x) = 1010 x at every 101st step and -10 x at the others, or at random with probability 0.01. The
+best fixed point is -1; the regret is that against the best fixed point in hindsight.
+"""
+
+import math
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from radam_fused import FusedRAdam
+
+QUESTION = "Does rectification change what AMSGrad's problem does to Adam?"
+MINUTES = 7
+SIZE = (17, 4)  # of the picture, inches
+
+RATE = 2.0  # of step t: over the root of t
+BETAS = (0.9, 0.99)
+REPLICAS = 20  # of the stochastic problem
+OPTIMIZERS = {
+    "Adam": {"rectify": False, "eps_after_bias_correction": True},
+    "AMSGrad": {"rectify": False, "eps_after_bias_correction": True, "amsgrad": True},
+    "RAdam": {},
+    "RAdam, amsgrad": {"amsgrad": True},
+}
+
+
+def _slopes(steps: int) -> torch.Tensor:
+    """Of every step: the periodic problem in column 0, the random one in the others."""
+    generator = torch.Generator().manual_seed(0)
+    rare = torch.rand(steps, 1 + REPLICAS, generator=generator) < 0.01
+    rare[:, 0] = torch.arange(1, steps + 1) % 101 == 1
+    return torch.where(rare, 1010.0, -10.0)
+
+
+def _run(options: dict[str, bool], slopes: torch.Tensor, what: str) -> dict[str, Any]:
+    x = torch.nn.Parameter(torch.zeros(slopes.shape[1]))
+    optimizer = FusedRAdam([x], lr=RATE, betas=BETAS, **options)
+    marks = {round(10 ** (i / 20)) for i in range(20 * math.ceil(math.log10(len(slopes))) + 1)}
+    marks = {t for t in marks if t <= len(slopes)} | {len(slopes)}
+    loss, sums = (torch.zeros(slopes.shape[1], dtype=torch.float64) for _ in range(2))
+    times, places, regrets = [], [], []
+    for t, slope in enumerate(tqdm(slopes, what, mininterval=1), 1):
+        loss += slope * x.detach()
+        sums += slope
+        optimizer.param_groups[0]["lr"] = RATE / math.sqrt(t)
+        x.grad = slope
+        optimizer.step()
+        x.data.clamp_(-1.0, 1.0)
+        if t in marks:
+            times.append(t)
+            places.append(x.tolist())
+            regrets.append(((loss + sums.abs()) / t).tolist())
+    return {"t": times, "x": places, "average regret": regrets}
+
+
+def measure(steps: int = 2_000_000) -> dict[str, Any]:
+    """Everything that the picture shows.
+
+    Args:
+        steps: Of each optimizer.
+    """
+    slopes = _slopes(steps)
+    settings = {"steps": steps, "rate": RATE, "betas": BETAS, "replicas": REPLICAS}
+    runs = {name: _run(options, slopes, name) for name, options in OPTIMIZERS.items()}
+    return {"settings": settings, "runs": runs}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def table(results: dict[str, Any]) -> str:
+    rows = []
+    for name, run in results["runs"].items():
+        places, regrets = run["x"][-1], run["average regret"][-1]
+        rows.append(
+            [
+                name,
+                f"{places[0]:+.3f}",
+                f"{regrets[0]:.3f}",
+                f"{_mean(places[1:]):+.3f} ({min(places[1:]):+.3f} to {max(places[1:]):+.3f})",
+                f"{_mean(regrets[1:]):.3f}",
+            ]
+        )
+    steps = f"{results['settings']['steps']:,}"
+    head = [f"after {steps} steps", "x, periodic", "average regret"]
+    head += [f"x, random, mean and range of {REPLICAS}", "average regret, mean"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def draw(results: dict[str, Any], figure: Any) -> None:
+    axes = figure.subplots(1, 4)
+    for column, (problem, part) in enumerate(
+        (("periodic", slice(0, 1)), ("random", slice(1, None)))
+    ):
+        for i, (name, run) in enumerate(results["runs"].items()):
+            for axis, key in zip(axes[2 * column :], ("x", "average regret"), strict=False):
+                values = torch.tensor(run[key])[:, part]
+                style = "--" if "RAdam" in name else "-"
+                axis.plot(run["t"], values.mean(1), style, color=f"C{i}", label=name)
+                low, high = values.amin(1), values.amax(1)
+                axis.fill_between(run["t"], low, high, color=f"C{i}", alpha=0.1)
+                axis.set(xscale="log", xlabel="t", title=f"{key}, {problem}")
+    axes[0].legend()
+    for axis in axes[1::2]:
+        axis.set(xlim=(100, None), ylim=(0, 20))
+        axis.set_yscale("symlog", linthresh=0.1)

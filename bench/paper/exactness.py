@@ -1,0 +1,224 @@
+"""The error of every update against the truth, by implementation.
+
+The same gradients for all; before each step the parameter is set to zero, so that the step is what
+is left in it and no digit of it is lost against the parameter. The truth is that of the tests, the
+paper's formulas in extended precision.
+"""
+
+import multiprocessing
+import os
+import warnings
+from functools import partial
+from itertools import count
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from bench.demo.runs import MakeOptimizer
+from radam_fused import FusedRAdam
+from radam_fused.backends import BACKENDS
+from tests.truth import Truth, rho
+
+QUESTION = "How far is each update from the true one?"
+MINUTES = 4
+SIZE = (15, 4.5)  # of the picture, inches
+
+BETA2 = [0.9, 0.99, 0.999, 0.9999, 0.99999]
+EPS = 1e-16  # so small that its place does not matter
+ELEMENTS = 1000
+CURVE_BETA2 = [0.999, 0.9999]  # whose curves are drawn
+INTERPRETED = 300  # steps of Triton's interpreter, which is slow
+ALONE = "float64 parameters"
+
+
+class Kind:
+    """One implementation, and how it is run."""
+
+    def __init__(
+        self,
+        make: MakeOptimizer,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        is_interpreted: bool = False,
+    ) -> None:
+        self.make = make
+        self.dtype = dtype
+        self.device = device
+        self.is_interpreted = is_interpreted
+
+
+def _capturable(params: list[torch.Tensor], **options: Any) -> torch.optim.Optimizer:
+    """torch's own code, on the CPU too, whose tensors it refuses for want of graphs only."""
+    allowed = mock.patch(
+        "torch.optim.radam._get_capturable_supported_devices", return_value=["cpu", "cuda"]
+    )
+    optimizer = torch.optim.RAdam(params, capturable=True, **options)
+    optimizer.step = allowed(optimizer.step)  # type: ignore[method-assign]
+    return optimizer
+
+
+def _optimi(params: list[torch.Tensor], **options: Any) -> torch.optim.Optimizer:
+    from optimi import RAdam
+
+    return RAdam(params, triton=False, **options)
+
+
+def _kinds(interpreter: bool) -> dict[str, Kind]:
+    """The rivals, and every engine of ours that can be run here."""
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    loop = partial(torch.optim.RAdam, foreach=False)
+    kinds = {
+        "torch RAdam, for-loop": Kind(loop),
+        "torch RAdam, foreach": Kind(partial(torch.optim.RAdam, foreach=True)),
+        "torch RAdam, capturable": Kind(_capturable, device=gpu),
+        "optimi RAdam": Kind(_optimi),
+    }
+    for name, backend in BACKENDS.items():
+        ours, is_for_gpus = partial(FusedRAdam, backend=name), name in ("cuda", "triton")
+        is_interpreted = name == "triton" and interpreter and backend.unavailable() is not None
+        if backend.unavailable() is None or is_interpreted:
+            how = {"device": gpu if is_for_gpus else "cpu", "is_interpreted": is_interpreted}
+            label = f"FusedRAdam, {name}" + " (interpreted)" * is_interpreted
+            kinds[label] = Kind(ours, **how)
+            if is_for_gpus:
+                kinds[f"{label}, capturable"] = Kind(partial(ours, capturable=True), **how)
+    kinds[f"torch RAdam, {ALONE}"] = Kind(loop, torch.float64)
+    kinds[f"FusedRAdam, {ALONE}"] = Kind(FusedRAdam, torch.float64)
+    return kinds
+
+
+def _recorded(steps: int) -> list[int]:
+    """The early steps and a logarithmic grid."""
+    grid = (round(10 ** (i / 15)) for i in count())
+    late = {t for t, _ in zip(grid, range(100), strict=False) if t <= steps}
+    return sorted({*range(1, min(steps, 20) + 1), *late, steps})
+
+
+def _gradients(steps: int) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(ELEMENTS, generator=generator) for _ in range(steps))
+
+
+def _updates(kind: Kind, beta2: float, steps: int) -> dict[int, torch.Tensor]:
+    """At the recorded steps, in float64."""
+    warnings.simplefilter("ignore")  # of Triton's interpreter
+    p = torch.nn.Parameter(torch.zeros(ELEMENTS, dtype=kind.dtype, device=kind.device))
+    optimizer = kind.make([p], lr=1.0, betas=(0.9, beta2), eps=EPS)
+    found, recorded = {}, set(_recorded(steps))
+    for t, gradient in enumerate(_gradients(steps), 1):
+        p.data.zero_()
+        p.grad = gradient.to(p)
+        optimizer.step()
+        if t in recorded:
+            found[t] = p.detach().to("cpu", torch.float64, copy=True)
+    return found
+
+
+def _interpreted(kind: Kind, steps: int) -> list[dict[int, torch.Tensor]]:
+    """Of Triton's interpreter, for each beta2, by a process that has not imported Triton yet."""
+    with (
+        mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}),
+        multiprocessing.get_context("spawn").Pool(1) as pool,
+    ):
+        return pool.starmap(_updates, [(kind, beta2, steps) for beta2 in BETA2])
+
+
+def _truth(beta2: float, steps: int) -> dict[int, np.ndarray]:
+    truth, found, recorded = Truth(np.zeros(ELEMENTS)), {}, set(_recorded(steps))
+    for t, gradient in enumerate(_gradients(steps), 1):
+        truth.p[:] = 0
+        truth.step(gradient.double().numpy(), lr=1.0, betas=(0.9, beta2), eps=EPS)
+        if t in recorded:
+            found[t] = truth.p.copy()
+    return found
+
+
+def _error(update: torch.Tensor, true: np.ndarray) -> float:
+    """The largest of any element, over the largest element."""
+    return float(np.abs(update.numpy() - true).max() / np.abs(true).max())
+
+
+def measure(steps: int = 10_000, interpreter: bool = True) -> dict[str, Any]:
+    """Everything that the picture shows.
+
+    Args:
+        steps: Of each run but the interpreter's, which is shorter.
+        interpreter: Run the Triton kernels in Triton's interpreter where there is no GPU.
+    """
+    truths = [_truth(beta2, steps) for beta2 in tqdm(BETA2, "the truth")]
+    updates = {}
+    kinds = _kinds(interpreter)
+    progress = tqdm(kinds.items(), "implementations")
+    for name, kind in progress:
+        progress.set_postfix_str(name)
+        if kind.is_interpreted:
+            updates[name] = _interpreted(kind, min(steps, INTERPRETED))
+        else:
+            updates[name] = [_updates(kind, beta2, steps) for beta2 in BETA2]
+    first = [next(t for t in count(1) if rho(t, beta2) > 5) for beta2 in BETA2]
+    errors = {
+        name: {
+            str(beta2): {t: _error(update, true[t]) for t, update in of.items() if t in true}
+            for beta2, of, true in zip(BETA2, by_beta2, truths, strict=True)
+        }
+        for name, by_beta2 in updates.items()
+    }
+    ours = [of for name, of in updates.items() if name.startswith("Fused") and ALONE not in name]
+    same = all(
+        torch.equal(update, of[t])
+        for by_beta2 in ours
+        for of, one in zip(by_beta2, ours[0], strict=True)
+        for t, update in one.items()
+        if t in of
+    )
+    return {
+        "settings": {"steps": steps, "elements": ELEMENTS, "eps": EPS},
+        "first rectified step": dict(zip(map(str, BETA2), first, strict=True)),
+        "our engines have the same bits": same,
+        "errors": {
+            name: {
+                beta2: {"t": list(of), "error": list(of.values())} for beta2, of in by_beta2.items()
+            }
+            for name, by_beta2 in errors.items()
+        },
+    }
+
+
+def error_at(results: dict[str, Any], name: str, beta2: float, t: int | None = None) -> float:
+    """Error of an update, by default of the first that is rectified."""
+    step = results["first rectified step"][str(beta2)] if t is None else t
+    of = results["errors"][name][str(beta2)]
+    return float(of["error"][of["t"].index(step)]) if step in of["t"] else float("nan")
+
+
+def table(results: dict[str, Any]) -> str:
+    last = results["settings"]["steps"]
+    tables = []
+    for what, step in (("at the first rectified step", None), (f"at t = {last:,}", last)):
+        rows = []
+        for name in results["errors"]:
+            errors = [error_at(results, name, beta2, step) for beta2 in BETA2]
+            rows.append([name, *("not run" if x != x else f"{x:.1e}" for x in errors)])
+        head = [f"error {what}", *(f"beta2 = {beta2}" for beta2 in BETA2)]
+        tables.append(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+    same = "the same bits" if results["our engines have the same bits"] else "DIFFERENT BITS"
+    return "\n\n".join([*tables, f"Our engines gave {same} at every step that was recorded."])
+
+
+def draw(results: dict[str, Any], figure: Any) -> None:
+    left, *others = figure.subplots(1, 1 + len(CURVE_BETA2))
+    for name, by_beta2 in results["errors"].items():
+        style = {"marker": "o", "ms": 3, "ls": "--" if name.startswith("Fused") else "-"}
+        at_first = [error_at(results, name, beta2) for beta2 in BETA2]
+        left.loglog([1 - beta2 for beta2 in BETA2], at_first, label=name, **style)
+        for axis, beta2 in zip(others, CURVE_BETA2, strict=True):
+            curve = by_beta2[str(beta2)]
+            axis.loglog(curve["t"], curve["error"], **style)
+            axis.set(xlabel="t", title=f"Error of the update, beta2 = {beta2}", ylim=(1e-17, 10))
+    left.set(xlabel="1 - beta2", title="Error of the first rectified update", ylim=(1e-17, 100))
+    left.invert_xaxis()
+    left.legend(fontsize=6)

@@ -1,0 +1,142 @@
+"""The presets side by side: where the implementations in use part from torch.optim.RAdam."""
+
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+from tqdm import tqdm
+
+from radam_fused import PRESETS, FusedRAdam
+
+from .training import TASKS
+
+QUESTION = "Where do the implementations in use part?"
+MINUTES = 1
+SIZE = (20, 4.5)  # of the picture, inches
+
+LR = 0.01
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as they come": {},
+    "as they come, weight decay 0.01": {"weight_decay": 0.01},
+    "same betas and eps": {"betas": (0.9, 0.999), "eps": 1e-8},
+}
+BASE = "torch"
+TOLD = [1, 5, 6, 10, 100]
+
+
+class _Run:
+    """A model by one preset, and what is noted of it at every step."""
+
+    def __init__(self, preset: str, options: dict[str, Any]) -> None:
+        torch.manual_seed(0)
+        self.model = TASKS["digits"].model()
+        self.start = self.weights()
+        self.optimizer = FusedRAdam(
+            self.model.parameters(), lr=LR, **{**PRESETS[preset], **options}
+        )
+        self.losses: list[float] = []
+        self.factors: list[float] = []
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def backward(self, step: int) -> None:
+        self.optimizer.zero_grad()
+        loss = TASKS["digits"].loss(self.model, step)
+        loss.backward()
+        self.losses.append(loss.item())
+
+    def take_gradients(self, other: "_Run") -> None:
+        for p, q in zip(self.model.parameters(), other.model.parameters(), strict=True):
+            p.grad = q.grad
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.factors.append(self.optimizer.rectification()[0].step_size / LR)
+
+    def distance(self, base: "_Run") -> float:
+        """From the base's weights, as a share of the way that the base has come."""
+        way = (base.weights() - base.start).norm()
+        return ((self.weights() - base.weights()).norm() / way).item()
+
+
+def _side_by_side(setting: str, steps: int) -> dict[str, Any]:
+    options = SETTINGS[setting]
+    base = _Run(BASE, options)
+    fed, free = ({name: _Run(name, options) for name in PRESETS} for _ in range(2))
+    distances: dict[str, dict[str, list[float]]] = {
+        how: {name: [] for name in PRESETS} for how in ("same gradients", "own gradients")
+    }
+    for step in tqdm(range(steps), setting, mininterval=1):
+        base.backward(step)
+        for run in fed.values():
+            run.take_gradients(base)
+            run.step()
+        for run in free.values():
+            run.backward(step)
+            run.step()
+        base.step()
+        for how, runs in (("same gradients", fed), ("own gradients", free)):
+            for name, run in runs.items():
+                distances[how][name].append(run.distance(base))
+    return {
+        **distances,
+        "factors": {name: run.factors for name, run in fed.items()},
+        "losses": {name: run.losses for name, run in free.items()},
+    }
+
+
+def measure(steps: int = 100) -> dict[str, Any]:
+    """Everything that the picture shows.
+
+    Args:
+        steps: Of each run.
+    """
+    return {
+        "settings": {"steps": steps, "lr": LR, "seed": 0},
+        "runs": {setting: _side_by_side(setting, steps) for setting in SETTINGS},
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    steps = results["settings"]["steps"]
+    told = [t for t in TOLD if t <= steps]
+    tables = []
+    for setting, runs in results["runs"].items():
+        rows = []
+        for name, fed in runs["same gradients"].items():
+            last = runs["losses"][name][-10:]
+            values = [f"{fed[t - 1]:.2g}" for t in told]
+            own = f"{runs['own gradients'][name][-1]:.2g}"
+            rows.append([f"`{name}`", *values, own, f"{sum(last) / len(last):.3f}"])
+        head = [setting, *(f"t = {t}" for t in told)]
+        head += [f"own gradients, t = {steps}", "loss, last 10"]
+        tables.append(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+    return "\n\n".join(tables)
+
+
+def _alike(values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Presets that do the very same, under one name."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    for name, of in values.items():
+        names.setdefault(tuple(of), []).append(name)
+    return {", ".join(alike): list(of) for of, alike in names.items()}
+
+
+def draw(results: dict[str, Any], figure: Any) -> None:
+    *axes, last = figure.subplots(1, 1 + len(SETTINGS))
+    for axis, (setting, runs) in zip(axes, results["runs"].items(), strict=True):
+        for name, values in _alike(runs["same gradients"]).items():
+            if any(values):
+                times = range(1, len(values) + 1)
+                [line] = axis.semilogy(times, values, lw=1.2, label=name)
+                own = runs["own gradients"][name.split(",")[0]]
+                axis.semilogy(times, own, ":", color=line.get_color(), lw=1)
+        axis.set(xlabel="t; dotted: own gradients", title=setting, ylim=(1e-5, 10))
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("distance from torch / its way")
+    for name, values in _alike(results["runs"]["as they come"]["factors"]).items():
+        last.plot(range(1, len(values) + 1), values, lw=1.2, label=name)
+    last.set(xlabel="t", title="Step size / learning rate", ylim=(-0.05, 1.05))
+    last.legend(fontsize=8)

@@ -1,0 +1,27 @@
+"""The tables of docs/evidence.md, which are those of the recorded results."""
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+
+
+def put(name: str, table: str, page: Path = PAGE) -> None:
+    """Write an experiment's table into its place in the page.
+
+    Args:
+        name: Of the experiment.
+        table: In Markdown.
+        page: The page.
+
+    Raises:
+        ValueError: The page has no such place.
+    """
+    text = page.read_text()
+    place = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+    text, places = re.subn(
+        place, lambda found: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL
+    )
+    if places != 1:
+        raise ValueError(f"{page} has {places} places for {name}, expected one")
+    page.write_text(text)

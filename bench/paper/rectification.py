@@ -1,0 +1,102 @@
+"""rho_t and r_t over the steps, where rectification begins, and the warm-up it amounts to.
+
+arXiv 1908.03265, sections 4 and 5.3: r_t acts as a warm-up without a length to choose.
+"""
+
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from radam_fused.rectification import rectification, rho, rho_inf
+
+QUESTION = "What warm-up does rectification amount to?"
+MINUTES = 1
+SIZE = (15, 4.5)  # of the picture, inches
+
+BETA2 = [0.5, 0.6, 0.8, 0.9, 0.99, 0.999, 0.9999]
+THRESHOLDS = [4.0, 5.0]
+WARM_UPS = [100, 500, 1000, 2000, 4000]
+
+
+def _first(beta2: float, threshold: float) -> int | None:
+    """The first rectified step."""
+    if rho_inf(beta2) <= threshold:
+        return None
+    return next(t for t in range(1, 10**6) if rho(t, beta2) > threshold)
+
+
+def _grid(last: float) -> list[int]:
+    return sorted({round(10 ** (i / 25)) for i in range(int(25 * last) + 1)})
+
+
+def measure(longest: float = 40.0) -> dict[str, Any]:
+    """Everything that the picture shows.
+
+    Args:
+        longest: Steps that are looked at, in units of 1 / (1 - beta2).
+    """
+    curves = {}
+    for beta2 in tqdm(BETA2, "beta2"):
+        grid = _grid(5.0)
+        first = {str(threshold): _first(beta2, threshold) for threshold in THRESHOLDS}
+        r = [rectification(t, beta2) for t in range(1, round(longest / (1 - beta2)) + 1)]
+        rectified = first["5.0"] is not None
+        curves[str(beta2)] = {
+            "t": grid,
+            "rho": [rho(t, beta2) for t in grid],
+            "r": [rectification(t, beta2) for t in grid],
+            "rho_inf": rho_inf(beta2),
+            "first rectified": first,
+            "first r": {
+                str(threshold): rectification(first[str(threshold)], beta2, threshold)
+                for threshold in THRESHOLDS
+                if first[str(threshold)]
+            },
+            "steps to 0.9": next(t for t, x in enumerate(r, 1) if x >= 0.9) if rectified else None,
+            # A linear warm-up over n steps leaves out n / 2 of them.
+            "equal warm-up": 2 * sum(1 - x for x in r) if rectified else None,
+        }
+    return {"settings": {"longest": longest}, "curves": curves}
+
+
+def table(results: dict[str, Any]) -> str:
+    rows = []
+    for beta2, curve in results["curves"].items():
+        begins = []
+        for threshold in map(str, THRESHOLDS):
+            first = curve["first rectified"][threshold]
+            begins += [first or "never", f"{curve['first r'][threshold]:.4f}" if first else ""]
+        reached, equal = curve["steps to 0.9"], curve["equal warm-up"]
+        rows.append(
+            [
+                beta2,
+                f"{curve['rho_inf']:.0f}",
+                *begins,
+                reached or "",
+                f"{equal:.0f}" if equal else "",
+                f"{2 / (1 - float(beta2)):.0f}",
+            ]
+        )
+    head = ["beta2", "rho_inf", "first t, rho_t > 4", "its r_t", "first t, rho_t > 5", "its r_t"]
+    head += ["t where r_t >= 0.9", "equal linear warm-up", "2 / (1 - beta2)"]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def draw(results: dict[str, Any], figure: Any) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    for beta2, curve in results["curves"].items():
+        left.loglog(curve["t"], curve["rho"], label=f"beta2 = {beta2}")
+        middle.semilogx(curve["t"], curve["r"], label=f"beta2 = {beta2}")
+    for threshold in THRESHOLDS:
+        left.axhline(threshold, color="gray", lw=0.8, ls=":")
+    left.set(xlabel="t", title="rho_t; dotted: the thresholds 4 and 5")
+    left.legend(fontsize=8)
+    middle.set(xlabel="t", title="r_t (0: not rectified)")
+    curve = results["curves"]["0.999"]
+    times = [t for t in curve["t"] if t <= 10_000]
+    right.plot(times, curve["r"][: len(times)], "k", label="r_t, beta2 = 0.999")
+    for length in WARM_UPS:
+        right.plot(times, [min(1.0, t / length) for t in times], "--", lw=1, label=f"over {length}")
+    right.set(xlabel="t", xscale="log", title="r_t and linear warm-ups")
+    right.legend(fontsize=8)

@@ -1,0 +1,186 @@
+"""Scores over two orders of magnitude of learning rates.
+
+arXiv 1908.03265, section 5.2 and figures 5 and 6, claims that RAdam does as well over a wide range
+of learning rates, that Adam and SGD do not, and that Adam with warm-up depends on its length.
+
+Runs are short beside the 2,000 steps of warm-up that r_t amounts to at the usual beta2, so each
+optimizer's mean factor on the learning rate is shown as well, and a warm-up over 2,000 steps.
+"""
+
+import math
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from radam_fused import FusedRAdam
+
+from .training import Outcome, Recipe, adam, over_cores, train
+
+QUESTION = "Over which learning rates does an optimizer keep its score?"
+MINUTES = 14
+SIZE = (15, 9)  # of the picture, inches
+
+RATES = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]
+RECIPES = {
+    "SGD, momentum 0.9": Recipe(partial(torch.optim.SGD, momentum=0.9)),
+    "Adam": Recipe(adam),
+    "Adam, warm-up over 20": Recipe(adam, warm_up=20),
+    "Adam, warm-up over 100": Recipe(adam, warm_up=100),
+    "Adam, warm-up over 2,000": Recipe(adam, warm_up=2000),
+    "RAdam": Recipe(FusedRAdam),
+}
+SEEDS = {"digits": 5, "bytes": 3}
+SCORES = {"digits": "accuracy, held out", "bytes": "loss, held out, nats a byte"}
+WITHIN = {"digits": 0.01, "bytes": 0.1}  # of the best score: what counts as keeping it
+CURVE_RATE = 0.03  # whose curves are drawn
+EVERY = 10  # steps that a point of a curve is the mean of
+
+
+def _curve(losses: list[float], steps: int) -> list[float | None]:
+    """Means over stretches; None from where the run broke off."""
+    means = [statistics.fmean(losses[i : i + EVERY]) for i in range(0, steps, EVERY) if losses[i:]]
+    padded = [*means, *[math.nan] * (steps // EVERY - len(means))]
+    return [round(x, 4) if math.isfinite(x) else None for x in padded]
+
+
+def train_all(
+    recipes: dict[str, Recipe], rates: list[float], seeds: dict[str, int], steps: int
+) -> dict[str, Any]:
+    """Train every task by every recipe at every rate.
+
+    Args:
+        recipes: The optimizers.
+        rates: Learning rates.
+        seeds: Number of seeds for each task.
+        steps: Of every run.
+
+    Returns:
+        Task to optimizer to learning rate: scores (None where not finite) and curves of the loss,
+        one a seed.
+    """
+    found: dict[str, Any] = {}
+    for task, count in seeds.items():
+        cells = [(name, lr, seed) for name in recipes for lr in rates for seed in range(count)]
+        arguments = [(task, recipes[name], lr, steps, seed) for name, lr, seed in cells]
+        by_name = found[task] = {
+            name: {str(lr): {"scores": [], "curves": []} for lr in rates} for name in recipes
+        }
+        outcomes = over_cores(train, arguments, task)
+        for (name, lr, _), outcome in zip(cells, outcomes, strict=True):
+            assert isinstance(outcome, Outcome)
+            cell = by_name[name][str(lr)]
+            cell["scores"].append(outcome.score if math.isfinite(outcome.score) else None)
+            cell["curves"].append(_curve(outcome.losses, steps))
+    return found
+
+
+def measure(
+    steps: int = 300,
+    seeds: dict[str, int] | None = None,
+    rates: list[float] | None = None,
+    recipes: dict[str, Recipe] | None = None,
+) -> dict[str, Any]:
+    """Everything that the picture shows.
+
+    Args:
+        steps: Of every run.
+        seeds: Number of seeds for each task.
+        rates: Learning rates.
+        recipes: Optimizers.
+    """
+    seeds, rates, recipes = seeds or SEEDS, rates or RATES, recipes or RECIPES
+    return {
+        "settings": {"steps": steps, "seeds": seeds, "rates": rates},
+        "mean factor": {name: recipe.mean_factor(steps) for name, recipe in recipes.items()},
+        "scores": train_all(recipes, rates, seeds, steps),
+    }
+
+
+def _finite(cell: dict[str, Any]) -> list[float]:
+    return [x for x in cell["scores"] if x is not None]
+
+
+def median_of(cell: dict[str, Any], task: str) -> float:
+    """Over the seeds; a run that broke off has the worst score."""
+    worst = 0.0 if task == "digits" else math.inf
+    return statistics.median(worst if x is None else x for x in cell["scores"])
+
+
+def _best(medians: list[float], task: str) -> float:
+    return max(medians) if task == "digits" else min(medians)
+
+
+def scores_table(scores: dict[str, Any], factors: dict[str, float]) -> str:
+    """Median and range over the seeds, a table a task.
+
+    Args:
+        scores: As train_all() returns them.
+        factors: Mean factor on the learning rate by optimizer.
+    """
+    tables = []
+    for task, by_name in scores.items():
+        medians = {
+            name: [median_of(cell, task) for cell in by_rate.values()]
+            for name, by_rate in by_name.items()
+        }
+        best = _best([_best(of, task) for of in medians.values()], task)
+        rows = []
+        for name, by_rate in by_name.items():
+            row = [name, f"{factors[name]:.2f}"]
+            for median, cell in zip(medians[name], by_rate.values(), strict=True):
+                finite = _finite(cell)
+                spread = f" ({min(finite):.3f}-{max(finite):.3f})" if finite else ""
+                row.append(f"{median:.3f}{spread}")
+            own = _best(medians[name], task)
+            near = (sum(abs(x - of) <= WITHIN[task] for x in medians[name]) for of in (best, own))
+            rows.append([*row, *(f"{count} of {len(by_rate)}" for count in near)])
+        rates = next(iter(by_name.values()))
+        head = [f"{task}: {SCORES[task]}", "mean factor", *(f"lr {rate}" for rate in rates)]
+        head += [f"within {WITHIN[task]} of the best", "of its own best"]
+        tables.append(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+    return "\n\n".join(tables)
+
+
+def draw_scores(axis: Any, task: str, by_name: dict[str, Any], factors: dict[str, float]) -> None:
+    """Score over learning rate times factor, median and range."""
+    for i, (name, by_rate) in enumerate(by_name.items()):
+        rates = [float(lr) * factors[name] for lr in by_rate]
+        medians = [median_of(cell, task) for cell in by_rate.values()]
+        axis.plot(rates, medians, "o-", ms=3, label=name)
+        ends = [_finite(cell) or [math.nan] for cell in by_rate.values()]
+        low, high = [min(of) for of in ends], [max(of) for of in ends]
+        axis.fill_between(rates, low, high, color=f"C{i}", alpha=0.15)
+    axis.set(xscale="log", ylabel=SCORES[task])
+    axis.set_ylim(*((0.85, 1.0) if task == "digits" else (2.3, 3.5)))
+    axis.legend(fontsize=7)
+
+
+def _draw_curves(axis: Any, task: str, by_name: dict[str, Any]) -> None:
+    """Loss over steps, mean and range over the seeds."""
+    for i, (name, by_rate) in enumerate(by_name.items()):
+        curves = torch.tensor(
+            [[math.nan if x is None else x for x in c] for c in by_rate[str(CURVE_RATE)]["curves"]]
+        )
+        steps = [EVERY * (k + 0.5) for k in range(curves.shape[1])]
+        axis.plot(steps, curves.mean(0), lw=1, label=name)
+        axis.fill_between(steps, curves.amin(0), curves.amax(0), color=f"C{i}", alpha=0.15)
+    axis.set(xlabel="step", ylabel="training loss", title=f"{task}, learning rate {CURVE_RATE}")
+    axis.set_ylim(*((-0.05, 2.5) if task == "digits" else (2.2, 4.0)))
+
+
+def table(results: dict[str, Any]) -> str:
+    return scores_table(results["scores"], results["mean factor"])
+
+
+def draw(results: dict[str, Any], figure: Any) -> None:
+    axes = figure.subplots(len(results["scores"]), 3, squeeze=False)
+    factors = results["mean factor"]
+    for row, (task, by_name) in zip(axes, results["scores"].items(), strict=True):
+        draw_scores(row[0], task, by_name, dict.fromkeys(factors, 1.0))
+        row[0].set(xlabel="learning rate", title=f"{task}, by learning rate")
+        draw_scores(row[1], task, by_name, factors)
+        row[1].set(xlabel="learning rate x mean factor", title=f"{task}, by what it comes to")
+        _draw_curves(row[2], task, by_name)

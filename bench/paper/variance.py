@@ -1,0 +1,157 @@
+"""The variance of the adaptive rate: simulated, exact, approximated; rectified and not.
+
+arXiv 1908.03265, sections 2 to 4 and figure 9: the adaptive rate psi of the first steps, an average
+of few samples, has an unbounded variance; r_t makes it the same at every step.
+"""
+
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from radam_fused import FusedRAdam
+from radam_fused.rectification import rho, rho_inf, variance
+
+QUESTION = "How large is the variance of the early adaptive rate, and does r_t even it?"
+MINUTES = 2
+SIZE = (15, 4.5)  # of the picture, inches
+
+MEANS = [0.0, 0.001, 0.01, 0.1]
+BETA2 = 0.999
+RECTIFIED = {
+    "psi": {"rectify": False},
+    "r_t psi": {},
+    "exact r_t psi": {"exact_rectification": True},
+}
+
+
+def _of_simple_averages(longest: int, replicas: int) -> dict[str, list[float]]:
+    """Variance of the inverse root of the mean of n squares, n = 3 ... longest."""
+    generator = torch.Generator().manual_seed(0)
+    squares = torch.zeros(replicas, dtype=torch.float64)
+    lengths, found = [], []
+    for n in tqdm(range(1, longest + 1), "simple averages", mininterval=1):
+        squares += torch.randn(replicas, generator=generator, dtype=torch.float64).square()
+        if n > 2:
+            lengths.append(float(n))
+            found.append((squares / n).rsqrt().var().item())
+    return {
+        "rho": lengths,
+        "simulated": found,
+        "exact": [variance(n, exact=True) for n in lengths],
+    }
+
+
+def _grid(steps: int) -> list[int]:
+    """Steps that are recorded: the early ones and a logarithmic grid."""
+    return sorted({t for i in range(200) if (t := round(10 ** (i / 25))) <= steps} | {6, steps})
+
+
+def _of_steps(mean: float, how: str, steps: int, replicas: int) -> list[float]:
+    """Variance over the elements of what FusedRAdam multiplies their gradients by."""
+    generator = torch.Generator().manual_seed(1)
+    p = torch.nn.Parameter(torch.zeros(replicas, dtype=torch.float64))
+    # Without momentum and eps a step of rate 1 from 0 is -psi g, rectified -r_t psi g.
+    optimizer = FusedRAdam([p], lr=1.0, betas=(0.0, BETA2), eps=0.0, **RECTIFIED[how])
+    found, times = [], set(_grid(steps))
+    for t in tqdm(range(1, steps + 1), f"{how}, g ~ N({mean}, 1)", mininterval=1):
+        p.data.zero_()
+        p.grad = torch.randn(replicas, generator=generator, dtype=torch.float64) + mean
+        optimizer.step()
+        if t in times:
+            found.append((p.detach() / p.grad).var().item())
+    return found
+
+
+def measure(replicas: int = 1_000_000, steps: int = 2000) -> dict[str, Any]:
+    """Everything that the picture shows.
+
+    Args:
+        replicas: Independent sequences of gradients of the simple averages; a twentieth for steps.
+        steps: Of the optimizer.
+    """
+    of_steps = {
+        how: {str(mean): _of_steps(mean, how, steps, replicas // 20) for mean in MEANS}
+        for how in RECTIFIED
+    }
+    times = _grid(steps)
+    at = [rho(t, BETA2) for t in times]
+    grid = [2.0 + 10 ** (i / 20) for i in range(-40, 42)]
+    return {
+        "settings": {"replicas": replicas, "steps": steps, "beta2": BETA2},
+        "simple averages": _of_simple_averages(100, replicas),
+        "formulas": {
+            "rho": grid,
+            "exact": [variance(r, exact=True) for r in grid],
+            "first order": [variance(r) if r > 4 else None for r in grid],
+        },
+        "steps": {
+            "t": times,
+            "rho": at,
+            **of_steps,
+            "exact": [variance(r, exact=True) if r > 2 else None for r in at],
+            "first order": [variance(r) if r > 4 else None for r in at],
+            "limit": variance(rho_inf(BETA2), exact=True),
+        },
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    simple = results["simple averages"]
+    rows = []
+    for n, simulated, exact in zip(
+        *(simple[k] for k in ("rho", "simulated", "exact")), strict=True
+    ):
+        if n in (3, 4, 5, 6, 8, 10, 20, 50, 100):
+            first = f"{variance(n):.5f}" if n > 4 else "infinite"
+            off = f"{variance(n) / exact:.3f}" if n > 4 else ""
+            rows.append([f"{n:.0f}", f"{simulated:.5f}", f"{exact:.5f}", first, off])
+    by_rho = tabulate(
+        rows,
+        ["rho", "simulated", "exact (Theorem 1)", "first order", "first order / exact"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    steps = results["steps"]
+    rows = []
+    for t in (6, 10, 100, 1000, 2000):
+        if t in steps["t"]:
+            i = steps["t"].index(t)
+            plain = [f"{steps['psi'][str(mean)][i]:.2e}" for mean in MEANS]
+            rectified = [f"{steps[how]['0.0'][i]:.2e}" for how in list(RECTIFIED)[1:]]
+            rows.append(
+                [t, f"{steps['rho'][i]:.2f}", *plain, f"{steps['exact'][i]:.2e}", *rectified]
+            )
+    head = ["t", "rho_t", *(f"psi, mu = {mean}" for mean in MEANS), "exact at rho_t"]
+    head += [f"{how}, mu = 0" for how in list(RECTIFIED)[1:]]
+    by_step = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return f"{by_rho}\n\n{by_step}"
+
+
+def draw(results: dict[str, Any], figure: Any) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    formulas, simple, steps = (results[k] for k in ("formulas", "simple averages", "steps"))
+    left.loglog(formulas["rho"], formulas["exact"], label="exact (Theorem 1)")
+    first = [float("nan") if x is None else x for x in formulas["first order"]]
+    left.loglog(formulas["rho"], first, "--", label="first order")
+    left.loglog(simple["rho"], simple["simulated"], ".", ms=4, label="simulated")
+    for x in (2, 4):
+        left.axvline(x, color="gray", lw=0.8, ls=":")
+    left.set(xlabel="rho", title="Variance of psi", ylim=(1e-3, 1e3))
+    left.legend()
+    pairs = zip(formulas["rho"], formulas["exact"], formulas["first order"], strict=True)
+    ratios = [(r, approximate / exact) for r, exact, approximate in pairs if approximate]
+    middle.loglog(*zip(*ratios, strict=True))
+    middle.axhline(1, color="gray", lw=0.8)
+    middle.set(xlabel="rho", title="First order / exact")
+    times = steps["t"]
+    for k, how in enumerate(RECTIFIED):
+        for mean, style in zip(MEANS, ("-", "--", "-.", ":"), strict=True):
+            label = f"{how}, mu = {mean}" if k == 0 else how if mean == MEANS[0] else None
+            right.loglog(times, steps[how][str(mean)], style, color=f"C{k}", lw=1, label=label)
+    exact = [float("nan") if x is None else x for x in steps["exact"]]
+    right.loglog(times, exact, "k:", label="exact at rho_t")
+    right.axhline(steps["limit"], color="gray", lw=0.8)
+    right.set(xlabel="t", title="Simulated by the optimizer", ylim=(1e-4, 1e2))
+    right.legend(fontsize=8)
