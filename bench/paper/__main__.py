@@ -66,7 +66,8 @@ def run(name: str, folder: Path) -> None:
         "results": results,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, allow_nan=False) + "\n")
+    text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    (folder / f"{name}.json").write_text(text + "\n")
     picture(module, results, folder / f"{name}.png")
     table = module.table(results)
     if folder.resolve() == RESULTS:

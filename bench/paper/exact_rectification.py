@@ -18,7 +18,7 @@ from .robustness import RATES, SEEDS, draw_scores, scores_table, train_all
 from .training import Recipe
 
 QUESTION = "What does the exact variance buy?"
-MINUTES = 7
+MINUTES = 4
 SIZE = (15, 4.5)  # of the picture, inches
 
 EXACT, EARLY = "exact", "exact, rho_t > 2"

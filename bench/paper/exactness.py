@@ -24,7 +24,7 @@ from radam_fused.backends import BACKENDS
 from tests.truth import Truth, rho
 
 QUESTION = "How far is each update from the true one?"
-MINUTES = 4
+MINUTES = 2
 SIZE = (15, 4.5)  # of the picture, inches
 
 BETA2 = [0.9, 0.99, 0.999, 0.9999, 0.99999]

@@ -18,7 +18,7 @@ from radam_fused import FusedRAdam
 from .training import TASKS, Recipe, adam, over_cores, steps_of
 
 QUESTION = "What becomes of the gradients in the first updates?"
-MINUTES = 10
+MINUTES = 13
 SIZE = (24, 12)  # of the picture, inches
 
 TASK = "bytes, the demo's size"
@@ -117,7 +117,7 @@ def draw(results: dict[str, Any], figure: Any) -> None:
     axes = figure.subplots(len(results["runs"]), len(RECIPES) + 1, squeeze=False)
     for row, (lr, by_name) in zip(axes, results["runs"].items(), strict=True):
         for axis, (name, runs) in zip(row, by_name.items(), strict=False):
-            image = torch.tensor(runs[0]["histograms"]).T
+            image = torch.tensor(runs[0]["histograms"]).T.numpy()
             extent = (0, image.shape[1], LOWEST, HIGHEST)
             axis.imshow(image, aspect="auto", origin="lower", extent=extent, cmap="magma")
             axis.set(xlabel="updates", title=f"{name}\nlearning rate {lr}", ylim=(-10, -1))

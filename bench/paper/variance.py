@@ -14,7 +14,7 @@ from radam_fused import FusedRAdam
 from radam_fused.rectification import rho, rho_inf, variance
 
 QUESTION = "How large is the variance of the early adaptive rate, and does r_t even it?"
-MINUTES = 2
+MINUTES = 1
 SIZE = (15, 4.5)  # of the picture, inches
 
 MEANS = [0.0, 0.001, 0.01, 0.1]
