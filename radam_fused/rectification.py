@@ -60,7 +60,7 @@ def _geometric(beta: float, count: int) -> tuple[float, float]:
     """The sums of beta^k and of (k + 1) beta^k over k < count, by doubling.
 
     All terms are positive, so nothing cancels: 1 - beta^t taken as (1 - beta) times the first sum
-    keeps all its digits however near beta is to 1.
+    keeps its digits however near beta is to 1.
     """
     n, power, total, weighted = 0, 1.0, 0.0, 0.0
     for bit in f"{count:b}":
@@ -98,7 +98,7 @@ def rho(step: int, beta2: float) -> float:
     arXiv 1908.03265, section 4.1: ``rho_inf - 2 t beta2^t / (1 - beta2^t)``. It is 1 at the first
     step and grows towards ``rho_inf``. That difference cancels up to ten digits in float64;
     computed is the centre of mass that it stands for, ``2 sum_k (k + 1) beta2^k / sum_k beta2^k -
-    1`` over k < t, which is the same number and keeps them.
+    1`` over k < t, which is the same number and keeps all but a digit or two.
 
     Args:
         step: Number of steps taken, this one included (t >= 1).

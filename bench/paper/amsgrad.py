@@ -15,7 +15,7 @@ from tqdm import tqdm
 from radam_fused import FusedRAdam
 
 QUESTION = "Does rectification change what AMSGrad's problem does to Adam?"
-MINUTES = 7
+MINUTES = 9
 SIZE = (17, 4)  # of the picture, inches
 
 RATE = 2.0  # of step t: over the root of t
