@@ -122,6 +122,7 @@ _SERIES = (
 _SHIFTS = 8  # with seven terms the error is that of float64 down to rho = 2
 
 
+@lru_cache(maxsize=16)  # every step asks for that at rho_inf
 def _exact_variance(rho: float) -> float:
     # Var / rho at rho + 16 by the series, where the two terms of the theorem no longer cancel; from
     # there down by gamma(x + 1) = x gamma(x), a recurrence whose terms are all positive.
