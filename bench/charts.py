@@ -17,13 +17,12 @@ from .timing import Timing
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+COLORS = {OURS: "tab:orange", LIMIT: "tab:gray"}
+
 
 def digest(results: object) -> dict[str, str]:
     """Metadata for a picture: which results it shows."""
     return {"Source": hashlib.sha256(json.dumps(results).encode()).hexdigest()}
-
-
-COLORS = {OURS: "tab:orange", LIMIT: "tab:gray"}
 
 
 def draw(results: Results, path: Path) -> None:

@@ -35,6 +35,14 @@ from radam_fused import FusedRAdam
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def is_lost(monkeypatch, effect, where, key, other):
+    """An effect's assertions fail with something else in its place."""
+    with monkeypatch.context() as patch:
+        patch.setitem(where, key, other)
+        with pytest.raises(AssertionError):
+            effect()
+
+
 def the_variance_is_even():
     found = variance.measure(replicas=100_000, steps=100)
     simple = found["simple averages"]
@@ -55,10 +63,7 @@ def the_variance_is_even():
 def test_the_simulated_variance_is_the_exact_one_and_r_t_evens_it(monkeypatch):
     the_variance_is_even()
     for how in ("r_t psi", "exact r_t psi"):
-        with monkeypatch.context() as patch:
-            patch.setitem(variance.RECTIFIED, how, {"rectify": False})
-            with pytest.raises(AssertionError):
-                the_variance_is_even()
+        is_lost(monkeypatch, the_variance_is_even, variance.RECTIFIED, how, {"rectify": False})
 
 
 def test_r_t_amounts_to_a_warm_up_of_two_time_constants():
@@ -85,10 +90,9 @@ def test_adam_s_gradients_shrink_and_radam_s_do_not(monkeypatch):
     resting = training.Recipe(torch.optim.SGD, warm_up=10**9)
     wrong = {"Adam": histogram.RECIPES["RAdam"], "RAdam": histogram.RECIPES["Adam"]}
     for name, other in [*wrong.items(), ("RAdam", resting)]:
-        with monkeypatch.context() as patch:
-            patch.setitem(histogram.RECIPES, name, other)
-            with pytest.raises(AssertionError):
-                adam_s_gradients_shrink_and_radam_s_do_not()
+        is_lost(
+            monkeypatch, adam_s_gradients_shrink_and_radam_s_do_not, histogram.RECIPES, name, other
+        )
 
 
 def test_adam_2k_updates_the_second_moment_alone_while_it_is_frozen():
@@ -131,10 +135,13 @@ def radam_survives_a_learning_rate_at_which_adam_does_not():
 def test_radam_survives_a_learning_rate_at_which_adam_does_not(monkeypatch):
     radam_survives_a_learning_rate_at_which_adam_does_not()
     for name, other in (("Adam", "RAdam"), ("RAdam", "Adam")):
-        with monkeypatch.context() as patch:
-            patch.setitem(robustness.RECIPES, name, robustness.RECIPES[other])
-            with pytest.raises(AssertionError):
-                radam_survives_a_learning_rate_at_which_adam_does_not()
+        is_lost(
+            monkeypatch,
+            radam_survives_a_learning_rate_at_which_adam_does_not,
+            robustness.RECIPES,
+            name,
+            robustness.RECIPES[other],
+        )
 
 
 def adam_ends_at_the_wrong_end_and_amsgrad_at_the_right_one():
@@ -151,10 +158,13 @@ def adam_ends_at_the_wrong_end_and_amsgrad_at_the_right_one():
 def test_adam_ends_at_the_wrong_end_and_amsgrad_at_the_right_one(monkeypatch):
     adam_ends_at_the_wrong_end_and_amsgrad_at_the_right_one()
     for name, other in (("Adam", "AMSGrad"), ("RAdam, amsgrad", "RAdam")):
-        with monkeypatch.context() as patch:
-            patch.setitem(amsgrad.OPTIMIZERS, name, amsgrad.OPTIMIZERS[other])
-            with pytest.raises(AssertionError):
-                adam_ends_at_the_wrong_end_and_amsgrad_at_the_right_one()
+        is_lost(
+            monkeypatch,
+            adam_ends_at_the_wrong_end_and_amsgrad_at_the_right_one,
+            amsgrad.OPTIMIZERS,
+            name,
+            amsgrad.OPTIMIZERS[other],
+        )
 
 
 def ours_is_exact_and_the_capturable_form_of_torch_is_not():
@@ -180,10 +190,13 @@ def test_ours_is_exact_and_the_capturable_form_of_torch_is_not(monkeypatch):
     ours_is_exact_and_the_capturable_form_of_torch_is_not()
     wrongs = [{"rectify_threshold": 6.0}, {"maximize": True}, {"exact_rectification": True}]
     for wrong in wrongs:
-        with monkeypatch.context() as patch:
-            patch.setattr(exactness, "FusedRAdam", partial(FusedRAdam, **wrong))
-            with pytest.raises(AssertionError):
-                ours_is_exact_and_the_capturable_form_of_torch_is_not()
+        is_lost(
+            monkeypatch,
+            ours_is_exact_and_the_capturable_form_of_torch_is_not,
+            vars(exactness),
+            "FusedRAdam",
+            partial(FusedRAdam, **wrong),
+        )
 
 
 def the_presets_part_where_their_rules_differ():
@@ -202,10 +215,13 @@ def the_presets_part_where_their_rules_differ():
 def test_the_presets_part_where_their_rules_differ(monkeypatch):
     the_presets_part_where_their_rules_differ()
     for name in ("official", "optax", "optimi", "paper"):
-        with monkeypatch.context() as patch:
-            patch.setattr(implementations, "PRESETS", {**implementations.PRESETS, name: {}})
-            with pytest.raises(AssertionError):
-                the_presets_part_where_their_rules_differ()
+        is_lost(
+            monkeypatch,
+            the_presets_part_where_their_rules_differ,
+            vars(implementations),
+            "PRESETS",
+            {**implementations.PRESETS, name: {}},
+        )
 
 
 def the_exact_variance_changes_the_first_rectified_steps():
@@ -226,10 +242,13 @@ def the_exact_variance_changes_the_first_rectified_steps():
 def test_the_exact_variance_changes_the_first_rectified_steps(monkeypatch):
     the_exact_variance_changes_the_first_rectified_steps()
     for where in (exact_rectification.OPTIONS, exact_rectification.RECIPES):
-        with monkeypatch.context() as patch:
-            patch.setitem(where, exact_rectification.EXACT, where["first order"])
-            with pytest.raises(AssertionError):
-                the_exact_variance_changes_the_first_rectified_steps()
+        is_lost(
+            monkeypatch,
+            the_exact_variance_changes_the_first_rectified_steps,
+            where,
+            exact_rectification.EXACT,
+            where["first order"],
+        )
 
 
 def test_a_run_that_breaks_off_has_no_score():

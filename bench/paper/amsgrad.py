@@ -9,10 +9,12 @@ import math
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from tqdm import tqdm
 
 from radam_fused import FusedRAdam
+
+from .grid import logarithmic
+from .page import markdown
 
 QUESTION = "Does rectification change what AMSGrad's problem does to Adam?"
 MINUTES = 9
@@ -40,8 +42,7 @@ def _slopes(steps: int) -> torch.Tensor:
 def _run(options: dict[str, bool], slopes: torch.Tensor, what: str) -> dict[str, Any]:
     x = torch.nn.Parameter(torch.zeros(slopes.shape[1]))
     optimizer = FusedRAdam([x], lr=RATE, betas=BETAS, **options)
-    marks = {round(10 ** (i / 20)) for i in range(20 * math.ceil(math.log10(len(slopes))) + 1)}
-    marks = {t for t in marks if t <= len(slopes)} | {len(slopes)}
+    marks = logarithmic(len(slopes), 20) | {len(slopes)}
     loss, sums = (torch.zeros(slopes.shape[1], dtype=torch.float64) for _ in range(2))
     times, places, regrets = [], [], []
     for t, slope in enumerate(tqdm(slopes, what, mininterval=1), 1):
@@ -90,7 +91,7 @@ def table(results: dict[str, Any]) -> str:
     steps = f"{results['settings']['steps']:,}"
     head = [f"after {steps} steps", "x, periodic", "average regret"]
     head += [f"x, random, mean and range of {REPLICAS}", "average regret, mean"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return markdown(rows, head)
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from tabulate import tabulate
-
 from radam_fused import FusedRAdam
 from radam_fused.rectification import rectification
 
+from .grid import logarithmic
+from .page import markdown
 from .robustness import RATES, SEEDS, draw_scores, scores_table, train_all
 from .training import Recipe
 
@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 RECIPES = {name: Recipe(partial(FusedRAdam, **options)) for name, options in OPTIONS.items()}
 BETA2 = [0.9, 0.99, 0.999, 0.9999]
 TOLD = [3, 4, 5, 6, 7, 8, 10, 20, 50, 100, 1000]
-TIMES = sorted({*TOLD, *(round(10 ** (i / 20)) for i in range(81))})
+TIMES = sorted(logarithmic(10_000, 20).union(TOLD))
 
 
 def _r(t: int, beta2: float, how: str) -> float:
@@ -70,7 +70,7 @@ def table(results: dict[str, Any]) -> str:
         ratio = f"{exact / first:.3f}" if first else ""
         rows.append([t, f"{first:.4f}", f"{exact:.4f}", f"{early:.4f}", ratio])
     head = ["t, at beta2 = 0.999", *OPTIONS, "exact / first order"]
-    by_step = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    by_step = markdown(rows, head)
     scores = scores_table(results["scores"], results["mean factor"])
     return "\n\n".join([by_step, scores, *_pairs(results["scores"])])
 
@@ -90,7 +90,7 @@ def _pairs(scores: dict[str, Any]) -> Iterator[str]:
                 row.append(f"{mean:+.4f}, better in {better} of {len(cell['scores'])}")
             rows.append(row)
         head = [f"{task}: less first order's, mean", *(f"lr {rate}" for rate in first)]
-        yield tabulate(rows, head, tablefmt="github", disable_numparse=True)
+        yield markdown(rows, head)
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:

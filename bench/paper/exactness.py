@@ -10,18 +10,20 @@ import os
 import warnings
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from tqdm import tqdm
 
 from bench.demo.runs import MakeOptimizer
 from radam_fused import FusedRAdam
 from radam_fused.backends import BACKENDS
 from tests.truth import Truth, rho
+
+from .grid import logarithmic
+from .page import markdown
 
 QUESTION = "How far is each update from the true one?"
 MINUTES = 2
@@ -35,20 +37,13 @@ INTERPRETED = 300  # steps of Triton's interpreter, which is slow
 ALONE = "float64 parameters"
 
 
-class Kind:
+class Kind(NamedTuple):
     """One implementation, and how it is run."""
 
-    def __init__(
-        self,
-        make: MakeOptimizer,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
-        is_interpreted: bool = False,
-    ) -> None:
-        self.make = make
-        self.dtype = dtype
-        self.device = device
-        self.is_interpreted = is_interpreted
+    make: MakeOptimizer
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    is_interpreted: bool = False
 
 
 def _capturable(params: list[torch.Tensor], **options: Any) -> torch.optim.Optimizer:
@@ -93,9 +88,7 @@ def _kinds(interpreter: bool) -> dict[str, Kind]:
 
 def _recorded(steps: int) -> list[int]:
     """The early steps and a logarithmic grid."""
-    grid = (round(10 ** (i / 15)) for i in count())
-    late = {t for t, _ in zip(grid, range(100), strict=False) if t <= steps}
-    return sorted({*range(1, min(steps, 20) + 1), *late, steps})
+    return sorted({*range(1, min(steps, 20) + 1), *logarithmic(steps, 15), steps})
 
 
 def _gradients(steps: int) -> Any:
@@ -204,7 +197,7 @@ def table(results: dict[str, Any]) -> str:
             errors = [error_at(results, name, beta2, step) for beta2 in BETA2]
             rows.append([name, *("not run" if x != x else f"{x:.1e}" for x in errors)])
         head = [f"error {what}", *(f"beta2 = {beta2}" for beta2 in BETA2)]
-        tables.append(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+        tables.append(markdown(rows, head))
     same = "the same bits" if results["our engines have the same bits"] else "DIFFERENT BITS"
     return "\n\n".join([*tables, f"Our engines gave {same} at every step that was recorded."])
 

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 
 from radam_fused import FusedRAdam
 
+from .page import markdown
 from .training import TASKS, Recipe, adam, over_cores, steps_of
 
 QUESTION = "What becomes of the gradients in the first updates?"
@@ -110,7 +110,7 @@ def table(results: dict[str, Any]) -> str:
             rows.append(["" if i else lr, name, *map(_range, values)])
     head = ["learning rate", "optimizer", "median \\|g\\| after 10 updates / before", "after 99"]
     head += ["loss after 10 updates", "of the last 20"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return markdown(rows, head)
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:

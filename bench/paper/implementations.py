@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
 from radam_fused import PRESETS, FusedRAdam
 
+from .page import markdown
 from .training import TASKS
 
 QUESTION = "Where do the implementations in use part?"
@@ -112,7 +112,7 @@ def table(results: dict[str, Any]) -> str:
             rows.append([f"`{name}`", *values, own, f"{sum(last) / len(last):.3f}"])
         head = [setting, *(f"t = {t}" for t in told)]
         head += [f"own gradients, t = {steps}", "loss, last 10"]
-        tables.append(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+        tables.append(markdown(rows, head))
     return "\n\n".join(tables)
 
 

@@ -1,9 +1,17 @@
 """The tables of docs/evidence.md, which are those of the recorded results."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+
+
+def markdown(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
+    """A table in Markdown, its cells as they are."""
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
 def put(name: str, table: str, page: Path = PAGE) -> None:

@@ -5,10 +5,12 @@ arXiv 1908.03265, sections 4 and 5.3: r_t acts as a warm-up without a length to 
 
 from typing import Any
 
-from tabulate import tabulate
 from tqdm import tqdm
 
 from radam_fused.rectification import rectification, rho, rho_inf
+
+from .grid import logarithmic
+from .page import markdown
 
 QUESTION = "What warm-up does rectification amount to?"
 MINUTES = 1
@@ -16,6 +18,7 @@ SIZE = (15, 4.5)  # of the picture, inches
 
 BETA2 = [0.5, 0.6, 0.8, 0.9, 0.99, 0.999, 0.9999]
 THRESHOLDS = [4.0, 5.0]
+LONGEST = 40.0  # steps that are looked at, in units of 1 / (1 - beta2)
 WARM_UPS = [100, 500, 1000, 2000, 4000]
 
 
@@ -26,21 +29,12 @@ def _first(beta2: float, threshold: float) -> int | None:
     return next(t for t in range(1, 10**6) if rho(t, beta2) > threshold)
 
 
-def _grid(last: float) -> list[int]:
-    return sorted({round(10 ** (i / 25)) for i in range(int(25 * last) + 1)})
-
-
-def measure(longest: float = 40.0) -> dict[str, Any]:
-    """Everything that the picture shows.
-
-    Args:
-        longest: Steps that are looked at, in units of 1 / (1 - beta2).
-    """
-    curves = {}
+def measure() -> dict[str, Any]:
+    """Everything that the picture shows."""
+    curves, grid = {}, sorted(logarithmic(100_000, 25))
     for beta2 in tqdm(BETA2, "beta2"):
-        grid = _grid(5.0)
         first = {str(threshold): _first(beta2, threshold) for threshold in THRESHOLDS}
-        r = [rectification(t, beta2) for t in range(1, round(longest / (1 - beta2)) + 1)]
+        r = [rectification(t, beta2) for t in range(1, round(LONGEST / (1 - beta2)) + 1)]
         rectified = first["5.0"] is not None
         curves[str(beta2)] = {
             "t": grid,
@@ -57,7 +51,7 @@ def measure(longest: float = 40.0) -> dict[str, Any]:
             # A linear warm-up over n steps leaves out n / 2 of them.
             "equal warm-up": 2 * sum(1 - x for x in r) if rectified else None,
         }
-    return {"settings": {"longest": longest}, "curves": curves}
+    return {"settings": {"longest": LONGEST}, "curves": curves}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -80,7 +74,7 @@ def table(results: dict[str, Any]) -> str:
         )
     head = ["beta2", "rho_inf", "first t, rho_t > 4", "its r_t", "first t, rho_t > 5", "its r_t"]
     head += ["t where r_t >= 0.9", "equal linear warm-up", "2 / (1 - beta2)"]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return markdown(rows, head)
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from radam_fused import FusedRAdam
 
+from .page import markdown
 from .training import Outcome, Recipe, adam, over_cores, train
 
 QUESTION = "Over which learning rates does an optimizer keep its score?"
@@ -140,7 +140,7 @@ def scores_table(scores: dict[str, Any], factors: dict[str, float]) -> str:
         rates = next(iter(by_name.values()))
         head = [f"{task}: {SCORES[task]}", "mean factor", *(f"lr {rate}" for rate in rates)]
         head += [f"within {WITHIN[task]} of the best", "of its own best"]
-        tables.append(tabulate(rows, head, tablefmt="github", disable_numparse=True))
+        tables.append(markdown(rows, head))
     return "\n\n".join(tables)
 
 

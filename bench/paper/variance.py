@@ -7,11 +7,13 @@ of few samples, has an unbounded variance; r_t makes it the same at every step.
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from tqdm import tqdm
 
 from radam_fused import FusedRAdam
 from radam_fused.rectification import rho, rho_inf, variance
+
+from .grid import logarithmic
+from .page import markdown
 
 QUESTION = "How large is the variance of the early adaptive rate, and does r_t even it?"
 MINUTES = 1
@@ -44,8 +46,8 @@ def _of_simple_averages(longest: int, replicas: int) -> dict[str, list[float]]:
 
 
 def _grid(steps: int) -> list[int]:
-    """Steps that are recorded: the early ones and a logarithmic grid."""
-    return sorted({t for i in range(200) if (t := round(10 ** (i / 25))) <= steps} | {6, steps})
+    """Steps that are recorded, the first rectified one among them."""
+    return sorted(logarithmic(steps, 25) | {6, steps})
 
 
 def _of_steps(mean: float, how: str, steps: int, replicas: int) -> list[float]:
@@ -107,11 +109,8 @@ def table(results: dict[str, Any]) -> str:
             first = f"{variance(n):.5f}" if n > 4 else "infinite"
             off = f"{variance(n) / exact:.3f}" if n > 4 else ""
             rows.append([f"{n:.0f}", f"{simulated:.5f}", f"{exact:.5f}", first, off])
-    by_rho = tabulate(
-        rows,
-        ["rho", "simulated", "exact (Theorem 1)", "first order", "first order / exact"],
-        tablefmt="github",
-        disable_numparse=True,
+    by_rho = markdown(
+        rows, ["rho", "simulated", "exact (Theorem 1)", "first order", "first order / exact"]
     )
     steps = results["steps"]
     rows = []
@@ -125,7 +124,7 @@ def table(results: dict[str, Any]) -> str:
             )
     head = ["t", "rho_t", *(f"psi, mu = {mean}" for mean in MEANS), "exact at rho_t"]
     head += [f"{how}, mu = 0" for how in list(RECTIFIED)[1:]]
-    by_step = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    by_step = markdown(rows, head)
     return f"{by_rho}\n\n{by_step}"
 
 
