@@ -1,0 +1,1 @@
+"""The step of this checkout against the step of another commit, in one run."""

@@ -1,0 +1,25 @@
+"""Copies of the package of a checkout."""
+
+import shutil
+from pathlib import Path
+
+PARTS = ("radam_fused", "triton_kernels")
+
+
+def copy_package(root: Path, folder: Path) -> None:
+    """Copy the package, extension included, as PYTHONPATH needs it.
+
+    Args:
+        root: A checkout with the extension built in place, or such a copy.
+        folder: Where the package comes to lie.
+
+    Raises:
+        SystemExit: The extension is not built.
+    """
+    if not list(root.glob("radam_fused/_C.*.so")):
+        raise SystemExit(f"{root} has no extension: python setup.py build_ext --inplace")
+    for part in PARTS:
+        shutil.copytree(root / part, folder / part, symlinks=True)
+    kernels = folder / "radam_fused" / "triton_kernels"  # where an installation has it
+    if not kernels.is_symlink():
+        kernels.symlink_to(Path("..") / "triton_kernels")
