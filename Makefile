@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cma
 INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 SANITIZED := build/sanitized
 
-.PHONY: demo test oldest-triton bench paper gpu lint format sanitize package clean
+.PHONY: demo test ptx oldest-triton bench structure paper gpu lint format sanitize package clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m bench.demo
@@ -15,15 +15,23 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTHON) -m pytest tests
 
-# The Triton engine with the oldest Triton that serves.
+# Every compiled kernel executed on a CPU: what make test runs a selection of.
+ptx: $(INSTALLED)
+	RADAM_PTX=full $(PYTHON) -m pytest tests/test_ptx.py
+
+# The Triton backend with the oldest Triton that serves.
 oldest-triton: $(INSTALLED)
 	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
 	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
-	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_triton_interpreter.py \
-	  tests/test_plain.py tests/test_amp.py tests/test_graphs.py tests/test_engines_agree.py -k "triton or interpreter"
+	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_amp.py \
+	  tests/test_graphs.py tests/test_engines_agree.py -k triton
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
+
+# The step against another commit's, and against torch's, in one run: make structure BEFORE=COMMIT
+structure: $(INSTALLED)
+	$(PYTHON) -m bench.structure --before $(BEFORE)
 
 # The papers' claims and ours, each also by its name: python -m bench.paper variance
 paper: $(INSTALLED)
@@ -70,10 +78,11 @@ sanitize: $(INSTALLED)
 	  $(abspath $(PYTHON)) -c 'from radam_fused import _C; assert "$(SANITIZED)" in _C.__file__, _C.__file__' && \
 	  $(abspath $(PYTHON)) -m pytest -q --capture=no -p no:cacheprovider -c /dev/null --rootdir=. \
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
-	  tests/test_device_bits.py tests/test_graphs.py tests/test_amp.py tests/test_flat.py -k "not triton"
+	  tests/test_device_bits.py tests/test_graphs.py tests/test_amp.py tests/test_flat.py tests/test_options.py \
+	  tests/test_contract.py -k "not triton"
 
-# A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), that
-# wheel used in an empty environment, and a wheel without the extension.
+# A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), and
+# that wheel used in an empty environment.
 package: $(INSTALLED)
 	rm -rf build/package && mkdir -p build/package
 	$(PYTHON) -m venv build/package/venv
@@ -82,8 +91,6 @@ package: $(INSTALLED)
 	CUDAARCHS=90-real build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
-	RADAM_FUSED_EXTENSION=0 CXX=/nowhere build/package/venv/bin/pip wheel -q --no-deps -w build/package/plain .
-	ls build/package/plain/*-none-any.whl
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
 	cd build/package && venv/bin/python $(CURDIR)/tests/check_wheel.py
 

@@ -1,7 +1,4 @@
-"""Builds radam_fused._C by CMake and Ninja; all metadata is in pyproject.toml.
-
-RADAM_FUSED_EXTENSION=0 leaves it out, which needs no compiler.
-"""
+"""Builds radam_fused._C by CMake and Ninja; all metadata is in pyproject.toml."""
 
 import os
 import shutil
@@ -47,8 +44,4 @@ class CMakeBuild(build_ext):
         subprocess.run([tools["cmake"], "--build", str(build), "--target", "_C"], check=True)
 
 
-wanted = os.environ.get("RADAM_FUSED_EXTENSION", "1") != "0"
-setup(
-    ext_modules=[Extension("radam_fused._C", sources=[])] if wanted else [],
-    cmdclass={"build_ext": CMakeBuild},
-)
+setup(ext_modules=[Extension("radam_fused._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

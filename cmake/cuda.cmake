@@ -1,4 +1,4 @@
-# The CUDA engine. Architectures as CUDAARCHS (CMake's) or TORCH_CUDA_ARCH_LIST (torch's) say;
+# The CUDA backend. Architectures as CUDAARCHS (CMake's) or TORCH_CUDA_ARCH_LIST (torch's) say;
 # otherwise machine code from sm_75 on, once a generation, and PTX of the newest for later ones.
 
 if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
@@ -40,7 +40,7 @@ if(choose_architectures)
   set(CMAKE_CUDA_ARCHITECTURES "${wanted}" CACHE STRING "CUDA architectures" FORCE)
 endif()
 
-# Each operation rounded by itself, division and roots to IEEE: the bits of the CPU engine. The
+# Each operation rounded by itself, division and roots to IEEE: the bits of the CPU backend. The
 # benchmark changes this, to measure what it costs.
 set(RADAM_CUDA_ROUNDING --fmad=false --prec-div=true --prec-sqrt=true --ftz=false
   CACHE STRING "nvcc's options for rounding")
@@ -55,15 +55,15 @@ foreach(dtype IN ITEMS double float BFloat16 Half)
   target_link_libraries(cuda_${dtype} PRIVATE radam_cuda_options)
   target_sources(_C PRIVATE $<TARGET_OBJECTS:cuda_${dtype}>)
 endforeach()
-add_library(cuda_engine OBJECT csrc/cuda/engine.cu)
-target_link_libraries(cuda_engine PRIVATE radam_cuda_options)
+add_library(cuda_kernels OBJECT csrc/cuda/kernels.cu)
+target_link_libraries(cuda_kernels PRIVATE radam_cuda_options)
 target_sources(_C PRIVATE
-  csrc/cuda/bindings.cpp csrc/cuda/launch.cpp $<TARGET_OBJECTS:cuda_engine>)
+  csrc/cuda/bindings.cpp csrc/cuda/launch.cpp $<TARGET_OBJECTS:cuda_kernels>)
 
 string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
 target_compile_definitions(_C PRIVATE RADAM_CUDA="${architectures}")
 set_target_properties(_C PROPERTIES CUDA_RUNTIME_LIBRARY Static LINKER_LANGUAGE CXX)
 find_package(CUDAToolkit REQUIRED)
 target_link_libraries(_C PRIVATE CUDA::cudart_static)
-message(STATUS "radam_fused: the CUDA engine for ${architectures}, "
+message(STATUS "radam_fused: the CUDA backend for ${architectures}, "
   "CUDA ${CMAKE_CUDA_COMPILER_VERSION}")

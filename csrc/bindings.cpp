@@ -1,5 +1,4 @@
-// The whole raw surface of radam_fused._C, the CUDA engine's apart. Only radam_fused.backends calls
-// it.
+// The raw surface of radam_fused._C, the CUDA backend's apart. Only radam_fused.backends calls it.
 #include "bindings.h"
 
 #include <pybind11/stl.h>
@@ -8,95 +7,76 @@
 
 namespace py = pybind11;
 
-namespace radam {
 namespace {
 
-// Mirrors radam_fused.rectification.Coefficients, field by field.
-StepCoefficients coefficients_from(const py::tuple& t) {
-  if (t.size() != 9) throw std::invalid_argument("expected the nine coefficients of a step");
-  const auto value = [&](std::size_t i) { return t[i].cast<double>(); };
-  const int update = t[8].cast<int>();
-  if (update < 0 || update > 2) throw std::invalid_argument("unknown kind of update");
-  return {{value(0), value(1), value(2), value(3), value(4), value(5), value(6), value(7)},
-          static_cast<Update>(update)};
-}
-
-}  // namespace
-
-std::vector<StepCoefficients> coefficients_for(const TensorTable& table,
-                                               const py::list& coefficients) {
-  if (coefficients.size() != table.coefficients_needed()) {
-    throw std::invalid_argument("expected coefficients for every distinct step count");
-  }
-  std::vector<StepCoefficients> result;
-  for (const py::handle& item : coefficients) {
-    result.push_back(coefficients_from(item.cast<py::tuple>()));
-  }
-  return result;
-}
-
-}  // namespace radam
-
-namespace {
-
-void cpu_step(radam::TensorTable& table, const py::list& coefficients, int threads,
-              const std::string& instruction_set) {
+void cpu_step(radam::TensorTable& table, int threads, const std::string& instruction_set,
+              std::optional<bool> prefetch) {
   if (table.device().type != radam::dlpack::kCPU) {
-    throw std::invalid_argument("cpu_step takes tensors in the CPU's memory");
+    throw std::invalid_argument("cpu_step expects tensors in the CPU's memory");
   }
-  const auto steps = radam::coefficients_for(table, coefficients);
-  const py::gil_scoped_release release;
-  radam::cpu::step(table.segments(), table.types(), steps, threads, instruction_set);
+  radam::run_launch(table, [&](const radam::Work& work) {
+    radam::cpu::step(work, threads, instruction_set, prefetch);
+  });
 }
 
-// The segments of the step that refresh() prepared, as segments.h has them.
-py::bytes segments_of(const radam::TensorTable& table) {
-  const auto& segments = table.segments();
-  return {reinterpret_cast<const char*>(segments.data()), segments.size() * sizeof(radam::Segment)};
+template <typename Row>
+py::bytes bytes_of(const std::vector<Row>& rows) {
+  return {reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Row)};
 }
 
-// Null while an object is still being made.
-radam::TensorTable* table_of(PyObject* self) {
-  auto held = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
-  return held.holder_constructed() ? held.value_ptr<radam::TensorTable>() : nullptr;
-}
-
-// A parameter may lead back to its optimizer: a cycle that only Python's collector can see.
-void make_collectable(PyHeapTypeObject* heap_type) {
-  PyTypeObject* const type = &heap_type->ht_type;
-  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
-  type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
-    Py_VISIT(Py_TYPE(self));
-    const radam::TensorTable* const table = table_of(self);
-    return table == nullptr ? 0 : table->traverse(visit, arg);
-  };
-  type->tp_clear = [](PyObject* self) {
-    if (radam::TensorTable* const table = table_of(self)) table->clear();
-    return 0;
-  };
+py::tuple names(const char* const* begin, int count) {
+  py::tuple result(count);
+  for (int i = 0; i < count; ++i) result[i] = py::str(begin[i]);
+  return result;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(RADAM_MODULE, m) {
-  py::class_<radam::TensorTable>(m, "TensorTable", py::module_local(),
-                                 py::custom_type_setup(make_collectable))
-      .def(py::init<py::list, py::list, py::object, bool, py::object, std::int64_t, bool>(),
-           py::arg("params"), py::arg("states"), py::arg("steps"), py::arg("amsgrad"),
-           py::arg("flat") = py::none(), py::arg("chunk") = 1, py::arg("counts_on_device") = false)
-      .def("refresh", &radam::TensorTable::refresh, py::arg("alignment"))
-      .def("finish", &radam::TensorTable::finish)
-      .def_property_readonly("segments", &segments_of)
-      .def_property_readonly("ranges",
-                             [](const radam::TensorTable& t) { return t.segments().size(); })
-      .def_property_readonly("active", &radam::TensorTable::active)
-      .def_property_readonly("active_is_unchanged", &radam::TensorTable::active_is_unchanged);
-  m.def("connect", &radam::connect);
-  m.def("any_gradient", &radam::any_gradient, py::arg("params"));
-  m.def("same_objects", &radam::same_objects, py::arg("held"), py::arg("expected"));
+  using radam::GroupOptions;
+  using radam::TensorTable;
+  using radam::Waiting;
+  m.attr("role_names") = names(radam::kRoleNames, radam::kRoles);
+  m.attr("option_names") = names(radam::kOptionNames, radam::kOptions);
+
+  py::class_<GroupOptions>(m, "GroupOptions", py::module_local())
+      .def(py::init<const py::dict&, const std::vector<std::string>&>(), py::arg("defaults"),
+           py::arg("watched"))
+      .def("read", &GroupOptions::read, py::arg("groups"))
+      .def("release", &GroupOptions::release);
+
+  py::class_<Waiting>(m, "Waiting", py::module_local())
+      .def(py::init<const py::list&>(), py::arg("groups"))
+      .def("take", &Waiting::take, py::arg("groups"));
+
+  py::class_<TensorTable>(m, "TensorTable", py::module_local())
+      .def(py::init<const std::vector<std::string>&, std::int64_t, bool>(), py::arg("state"),
+           py::arg("chunk") = 1, py::arg("counts_on_device") = false)
+      .def("add", &TensorTable::add, py::arg("place"), py::arg("param_type"),
+           py::arg("flat") = py::none(), py::arg("offset") = 0)
+      .def("__len__", &TensorTable::size)
+      .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"))
+      .def("misfit", &TensorTable::misfit)
+      .def("is_active", &TensorTable::is_active)
+      .def("compute", &TensorTable::compute, py::arg("options"), py::arg("grad_scale"),
+           py::arg("found_inf"), py::arg("capturing") = false)
+      .def("start", [](TensorTable& table) { table.start(); })
+      .def("finish", &TensorTable::finish)
+      .def("release", &TensorTable::release)
+      .def("workspace_bytes", &TensorTable::workspace_bytes, py::arg("groups"))
+      .def_property_readonly("segments",
+                             [](const TensorTable& t) { return bytes_of(t.work().segments); })
+      .def_property_readonly("coefficients",
+                             [](const TensorTable& t) { return bytes_of(t.work().coefficients); })
+      .def_property_readonly("options",
+                             [](const TensorTable& t) { return bytes_of(t.work().options); });
+
+  m.def("connect", &radam::connect, py::arg("dense_copy"));
+  m.def("slice_of", &radam::slice_of, py::arg("buffer"), py::arg("offset"), py::arg("shape"),
+        py::arg("strides"));
   m.def("instruction_sets", &radam::cpu::instruction_sets);
-  m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("coefficients"), py::arg("threads"),
-        py::arg("instruction_set"));
+  m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("threads"), py::arg("instruction_set"),
+        py::arg("prefetch") = py::none());
 #if defined(RADAM_CUDA)
   radam::cuda::bind(m);
 #endif

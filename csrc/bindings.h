@@ -1,7 +1,5 @@
-// What the engines' bindings share.
+// What the modules of the bindings share.
 #pragma once
-
-#include <vector>
 
 #include <pybind11/pybind11.h>
 
@@ -9,9 +7,16 @@
 
 namespace radam {
 
-// Coefficients from Python's tuples, one for each step count that the table is about to reach.
-std::vector<StepCoefficients> coefficients_for(const TensorTable& table,
-                                               const py::list& coefficients);
+// A launch's kernels, run between start() and finish() of its table without Python's lock.
+template <typename Run>
+void run_launch(TensorTable& table, const Run& run) {
+  const Work& work = table.start();
+  {
+    const py::gil_scoped_release release;
+    run(work);
+  }
+  table.finish();
+}
 
 namespace cuda {
 void bind(py::module_& m);

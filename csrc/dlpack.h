@@ -1,6 +1,6 @@
 // The part of DLPack's C exchange interface (version 1.3, type attribute __dlpack_c_exchange_api__)
-// that tells where a tensor lies. torch has it since 2.10, so no libtorch is needed to read a
-// tensor.
+// that says where a tensor lies and makes one over given memory. torch has it since 2.10, so
+// neither needs libtorch.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +34,21 @@ struct TensorView {
   std::uint64_t byte_offset;
 };
 
+// A tensor to be made; `delete_self` is called when its memory is no longer used.
+struct ManagedTensor {
+  std::uint32_t major, minor;
+  void* context;
+  void (*delete_self)(ManagedTensor* self);
+  std::uint64_t flags;
+  TensorView view;
+};
+
 struct ExchangeApi {
   std::uint32_t major, minor;
   const void* previous;
   void* allocate;
   void* owned_from_object;
-  void* object_from_owned;
+  int (*object_from_owned)(ManagedTensor* tensor, void** out);  // nonzero: Python error set
   int (*view_from_object)(void* object, TensorView* out);  // borrowed; nonzero: Python error set
   void* current_work_stream;
 };

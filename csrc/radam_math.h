@@ -1,5 +1,5 @@
 // Rectified Adam (arXiv 1908.03265, Algorithm 2): the coefficients of a step and the update of one
-// element. The only C++ statement of either, shared by every compiled engine. Each operation is
+// element. The only C++ statement of either, shared by every compiled backend. Each operation is
 // rounded to nearest even, in this order; translation units that include it are built without
 // contraction into fused multiply-adds.
 #pragma once
@@ -78,24 +78,19 @@ struct StepCoefficients {
   Update update;
 };
 
-// What the coefficients of a step are computed from, as radam_fused.rectification.coefficients()
-// names it.
+// What the coefficients of a step are computed from; radam_fused/options.py documents each.
 struct StepOptions {
-  double lr;
-  double beta1, beta2;
-  double eps;
-  double weight_decay;
-  double rectify_threshold;
-  double grad_scale;
-  bool decoupled_weight_decay;
-  bool maximize;
-  bool rectify;
-  bool exact_rectification;
-  bool degenerated_to_sgd;
-  bool eps_after_bias_correction;
-  bool absolute_weight_decay;
-  bool decay_skipped_steps;
+#define RADAM_OPTION(name) double name;
+#include "options.def"
+#undef RADAM_OPTION
 };
+
+constexpr const char* kOptionNames[] = {
+#define RADAM_OPTION(name) #name,
+#include "options.def"
+#undef RADAM_OPTION
+};
+constexpr int kOptions = sizeof(StepOptions) / sizeof(double);
 
 namespace detail {
 struct Sums {
@@ -147,40 +142,51 @@ RADAM_INLINE double variance(double rho, bool exact) {
 }
 }  // namespace detail
 
-// For an engine that counts its steps where the host cannot see them; the same bits as
-// radam_fused.rectification.coefficients(), whose docstring gives the sources.
-RADAM_INLINE StepCoefficients coefficients(std::int64_t step, const StepOptions& o) {
-  const detail::Sums sums = detail::geometric(o.beta2, step);
-  const double correction1 = (1.0 - o.beta1) * detail::geometric(o.beta1, step).total;
-  const double root_correction2 = detail::root((1.0 - o.beta2) * sums.total);
+// What a step's coefficients need of the step count and the decay rates; the same for parameter
+// groups that differ in other options only.
+struct StepTerms {
+  double correction1;       // 1 - beta1^t
+  double root_correction2;  // sqrt(1 - beta2^t)
+  double r_t;               // 0 where the step is not rectified, 1 where none has to be
+};
 
-  double r_t = 1.0;
-  if (o.rectify) {
+RADAM_INLINE StepTerms step_terms(std::int64_t step, const StepOptions& o) {
+  const detail::Sums sums = detail::geometric(o.beta2, step);
+  StepTerms terms{(1.0 - o.beta1) * detail::geometric(o.beta1, step).total,
+                  detail::root((1.0 - o.beta2) * sums.total), 1.0};
+  if (o.rectify != 0) {
+    const bool exact = o.exact_rectification != 0;
     const double limit = 2.0 / (1.0 - o.beta2) - 1.0;
     double rho = 2.0 * sums.weighted / sums.total - 1.0;
     rho = limit < rho ? limit : rho;
-    r_t = rho > o.rectify_threshold ? detail::root(detail::variance(limit, o.exact_rectification) /
-                                                   detail::variance(rho, o.exact_rectification))
-                                    : 0.0;
+    terms.r_t = rho > o.rectify_threshold
+                    ? detail::root(detail::variance(limit, exact) / detail::variance(rho, exact))
+                    : 0.0;
   }
+  return terms;
+}
+
+// The bits of radam_fused.rectification.coefficients(), whose docstring gives the sources.
+RADAM_INLINE StepCoefficients coefficients(const StepTerms& terms, const StepOptions& o,
+                                           double grad_scale) {
   Update update = Update::none;
   double step_size = 0.0;
-  if (r_t > 0.0) {
+  if (terms.r_t > 0.0) {
     update = Update::rectified;
-    step_size = o.lr * r_t * root_correction2 / correction1;
-  } else if (o.degenerated_to_sgd) {
+    step_size = o.lr * terms.r_t * terms.root_correction2 / terms.correction1;
+  } else if (o.degenerated_to_sgd != 0) {
     update = Update::momentum;
-    step_size = o.lr / correction1;
+    step_size = o.lr / terms.correction1;
   }
+  const bool decoupled = o.decoupled_weight_decay != 0;
   double decay = 1.0;
-  if (o.decoupled_weight_decay && (update != Update::none || o.decay_skipped_steps)) {
-    decay = o.absolute_weight_decay ? 1.0 - o.weight_decay : 1.0 - o.lr * o.weight_decay;
+  if (decoupled && (update != Update::none || o.decay_skipped_steps != 0)) {
+    decay = o.absolute_weight_decay != 0 ? 1.0 - o.weight_decay : 1.0 - o.lr * o.weight_decay;
   }
-  return {
-      {(o.maximize ? -1.0 : 1.0) / o.grad_scale, o.decoupled_weight_decay ? 0.0 : o.weight_decay,
-       decay, 1.0 - o.beta1, o.beta2, 1.0 - o.beta2, step_size,
-       o.eps_after_bias_correction ? o.eps * root_correction2 : o.eps},
-      update};
+  return {{(o.maximize != 0 ? -1.0 : 1.0) / grad_scale, decoupled ? 0.0 : o.weight_decay, decay,
+           1.0 - o.beta1, o.beta2, 1.0 - o.beta2, step_size,
+           o.eps_after_bias_correction != 0 ? o.eps * terms.root_correction2 : o.eps},
+          update};
 }
 
 }  // namespace radam

@@ -2,27 +2,30 @@
 
 #include <algorithm>
 #include <array>
-#include <utility>
+#include <memory>
 
 namespace radam {
 namespace {
-
-constexpr std::array<const char*, 5> kNames = {"parameter", "gradient", "exp_avg", "exp_avg_sq",
-                                               "max_exp_avg_sq"};
 
 // Rows to prefetch ahead: far enough for memory to answer, near enough to still be in the first
 // cache.
 constexpr std::size_t kAhead = 4;
 
+// The roles that optimizer.state holds.
+constexpr int kFirstState = role::step;
+
 // Python objects used at every step, made once and never released: they outlive the interpreter's
 // module teardown on purpose.
 struct Interned {
   PyObject* tensor_type;
+  PyObject* parameter_type;
+  PyObject* params;
   PyObject* grad;
-  PyObject* step;
   PyObject* is_conj;
   PyObject* is_neg;
-  std::array<PyObject*, 5> state;
+  std::array<PyObject*, kRoles> roles;
+  PyObject* dense_copy;
+  PyObject* increment_version;
   const dlpack::ExchangeApi* api;
 };
 
@@ -89,11 +92,30 @@ py::object gradient(PyObject* param) {
   return py::reinterpret_steal<py::object>(grad);
 }
 
+// group["params"], or null where there is no such list.
+PyObject* params_of(const py::list& groups, std::size_t group) {
+  if (group >= groups.size()) return nullptr;
+  PyObject* const held = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(group));
+  if (!PyDict_Check(held)) return nullptr;
+  PyObject* const params = PyDict_GetItemWithError(held, interned().params);
+  if (params == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return params != nullptr && PyList_Check(params) ? params : nullptr;
+}
+
+std::size_t length_of(PyObject* list) {
+  return list == nullptr ? 0 : static_cast<std::size_t>(PyList_GET_SIZE(list));
+}
+
+py::object dense_copy(PyObject* tensor, PyObject* like) {
+  return py::reinterpret_steal<py::object>(
+      py::handle(interned().dense_copy)(py::handle(tensor), py::handle(like)).release());
+}
+
 // A step finds the Python objects in memory, not in cache, and each look-up waits for the one
-// before. `sizes` is where torch kept the tensor's sizes at the last step, within the tensor's own
-// record; its storage and its autograd record are usually allocated beside that. Inlined by force,
-// because a function that only prefetches counts as one without effect, and calls to it are left
-// out.
+// before: without this a step over 1,000 tensors takes 25 % longer (AMD EPYC). `sizes` is where
+// torch kept the tensor's sizes at the last step, within the tensor's own record; its storage and
+// its autograd record are usually allocated beside that. Inlined by force, because a function that
+// only prefetches counts as one without effect, and calls to it are left out.
 RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_before,
                            int lines_after) {
   __builtin_prefetch(object);
@@ -103,48 +125,30 @@ RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_befo
   }
 }
 
+bool is_one_number(const dlpack::TensorView& view) {
+  return std::all_of(view.shape, view.shape + view.ndim, [](std::int64_t n) { return n == 1; });
+}
+
 void* address(const dlpack::TensorView& view) {
   return static_cast<char*>(view.data) + view.byte_offset;
 }
 
+// One number on a device, or null for None.
+const float* number_on(const dlpack::Device& device, const py::object& tensor, const char* name) {
+  if (tensor.is_none()) return nullptr;
+  const Range range = contiguous_range(tensor, name);
+  if (!same(range.device, device) || range.numel != 1 || range.dtype.code != dlpack::kFloat ||
+      range.dtype.bits != 32) {
+    throw std::invalid_argument(std::string(name) +
+                                " must be one float32 number on the parameters' device");
+  }
+  return static_cast<const float*>(range.address);
+}
+
 }  // namespace
 
-// Whether the state still holds the tensors that the table was made for.
-bool TensorTable::state_is_current(const Row& row) const {
-  if (PyDict_GetItem(row.state, interned().step) != row.step) return false;
-  for (int r = kExpAvg; r < roles_; ++r) {
-    if (PyDict_GetItem(row.state, interned().state[r]) != row.tensors[r]) return false;
-  }
-  return true;
-}
-
-// False where the object is no readable tensor of an expected Python type.
-bool TensorTable::view(const Row& row, Role role, dlpack::TensorView& out) const {
-  PyObject* const tensor = row.tensors[role];
-  const auto* tensor_type = reinterpret_cast<PyTypeObject*>(interned().tensor_type);
-  if (Py_TYPE(tensor) != tensor_type && Py_TYPE(tensor) != row.param_type) return false;
-  if (interned().api->view_from_object(tensor, &out) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  // Memory does not hold a lazy conjugate or the lazy negative that its parts become; autograd
-  // leaves the latter as a dense gradient of real numbers only where that has one element.
-  if (is_complex(out.dtype)) return answers_no(tensor, interned().is_conj);
-  if (role == kGrad && row.numel == 1) return answers_no(tensor, interned().is_neg);
-  return true;
-}
-
-bool TensorTable::matches(const dlpack::TensorView& view, const Row& row, Role role) const {
-  if (!same(view.device, device_) || !same(view.dtype, dtypes_[role])) return false;
-  if (view.ndim != row.ndim) return false;
-  const std::int64_t* const shape = layouts_.data() + row.layout;
-  const std::int64_t* const strides = shape + row.ndim;
-  for (std::int32_t d = 0; d < row.ndim; ++d) {
-    if (view.shape[d] != shape[d]) return false;
-    // The stride of a single element, or of none, is never used.
-    if (shape[d] > 1 && row.numel > 0 && view.strides[d] != strides[d]) return false;
-  }
-  return true;
+bool is_tensor(PyObject* object) {
+  return PyObject_IsInstance(object, interned().tensor_type) == 1;
 }
 
 Range contiguous_range(const py::handle& tensor, const std::string& what) {
@@ -160,324 +164,493 @@ Range contiguous_range(const py::handle& tensor, const std::string& what) {
   return {address(v), v.device, v.dtype, numel};
 }
 
-TensorTable::TensorTable(py::list params, py::list states, py::object steps, bool amsgrad,
-                         py::object flat, std::int64_t chunk, bool counts_on_device)
-    : steps_(std::move(steps)),
-      roles_(amsgrad ? kRoles : kMaxExpAvgSq),
-      chunk_(chunk),
-      counts_on_device_(counts_on_device),
-      is_flat_(!flat.is_none()) {
-  if (chunk < 1) throw std::invalid_argument("chunk must be positive");
-  const std::size_t count = params.size();
-  if (count == 0 || states.size() != count) {
-    throw std::invalid_argument("expected as many states as parameters, at least one");
+TensorTable::TensorTable(const std::vector<std::string>& state, std::int64_t chunk,
+                         bool counts_on_device)
+    : chunk_(chunk) {
+  if (chunk < 1 || (chunk & (chunk - 1)) != 0) {
+    throw std::invalid_argument("chunk must be a power of two");
   }
-  const auto keep = [this](py::object object) {
-    kept_.push_back(std::move(object));
-    return kept_.back().ptr();
-  };
-  bool types_known[kRoles] = {};
-  for (std::size_t i = 0; i < count; ++i) {
-    Row row{};
-    const py::dict state = states[i].cast<py::dict>();
-    const py::object grad = gradient(py::object(params[i]).ptr());
-    row.state = keep(state);
-    row.step = keep(state["step"]);
-    row.tensors[kParam] = keep(params[i]);
-    row.tensors[kGrad] = grad.ptr();
-    for (int r = kExpAvg; r < roles_; ++r) row.tensors[r] = keep(state[kNames[r]]);
-    row.param_type = Py_TYPE(row.tensors[kParam]);
-    for (int r = kParam; r < roles_; ++r) {
-      const Role role = static_cast<Role>(r);
-      if (row.tensors[r] == Py_None) continue;  // no gradient yet
-      dlpack::TensorView v{};
-      const std::string what = std::string(kNames[r]) + " " + std::to_string(i);
-      if (!view(row, role, v)) {
-        throw std::invalid_argument(what + " is no tensor with memory of its own");
-      }
-      if (role == kParam) {
-        if (!is_dense(v)) throw std::invalid_argument(what + " does not fill a range of memory");
-        row.ndim = v.ndim;
-        row.layout = static_cast<std::int32_t>(layouts_.size());
-        row.numel = is_complex(v.dtype) ? 2 : 1;
-        for (std::int32_t d = 0; d < v.ndim; ++d) row.numel *= v.shape[d];
-        layouts_.insert(layouts_.end(), v.shape, v.shape + v.ndim);
-        layouts_.insert(layouts_.end(), v.strides, v.strides + v.ndim);
-        if (i == 0) device_ = v.device;
-      }
-      if (!types_known[r]) {
-        dtypes_[r] = v.dtype;
-        types_known[r] = true;
-      }
-      if (!matches(v, row, role)) {
-        throw std::invalid_argument(what + " differs in device, dtype, shape or memory order");
-      }
-    }
-    rows_.push_back(row);
+  has_[role::param] = has_[role::grad] = true;
+  for (const std::string& name : state) {
+    const auto* const end = kRoleNames + kRoles;
+    const auto* const found = std::find(kRoleNames + kFirstState, end, name);
+    if (found == end) throw std::invalid_argument("unknown state tensor '" + name + "'");
+    has_[found - kRoleNames] = true;
   }
-  // Where no gradient is known yet, one of the parameter's dtype is expected.
-  if (!types_known[kGrad]) dtypes_[kGrad] = dtypes_[kParam];
-
-  DType resolved[kRoles] = {};
-  for (int r = kParam; r < roles_; ++r) {
-    const std::optional<DType> dtype = real_dtype(dtypes_[r]);
-    if (!dtype || is_complex(dtypes_[r]) != is_complex(dtypes_[kParam])) {
-      throw std::invalid_argument(std::string(kNames[r]) + " has an unsupported dtype");
-    }
-    resolved[r] = *dtype;
-    // A moment is stored in the arithmetic type or, for 16-bit parameters, in theirs.
-    const DType arithmetic = resolved[kParam] == DType::float64 ? DType::float64 : DType::float32;
-    if (r >= kExpAvg && resolved[r] != arithmetic && resolved[r] != resolved[kParam]) {
-      throw std::invalid_argument(std::string(kNames[r]) + " has an unsupported dtype");
-    }
-  }
-  types_ = {resolved[kParam], resolved[kGrad], resolved[kExpAvg], resolved[kExpAvgSq],
-            resolved[kMaxExpAvgSq]};
-
-  const Range counts = counters();
-  const bool in_place =
-      counts_on_device_ ? same(counts.device, device_) : counts.device.type == dlpack::kCPU;
-  if (!in_place || counts.dtype.code != dlpack::kFloat ||
-      (counts.dtype.bits != 32 && counts.dtype.bits != 64) ||
-      counts.numel != static_cast<std::int64_t>(count)) {
-    throw std::invalid_argument(
-        "steps must be one tensor of float32 or float64, on the CPU or, if "
-        "counted there, on the device");
-  }
-  steps_are_float64_ = counts.dtype.bits == 64;
-
-  if (is_flat_) {
-    const py::list buffers = flat;
-    if (static_cast<int>(buffers.size()) != roles_) {
-      throw std::invalid_argument("expected a flat buffer for every role");
-    }
-    for (int r = kParam; r < roles_; ++r) flat_[r] = buffers[r];
-    place_in_flat_buffers();
-  }
-
-  grads_.resize(count);
-  segments_.reserve(count);
-  active_.reserve(count);
+  work_.amsgrad = has_[role::max_exp_avg_sq];
+  work_.counts_on_device = counts_on_device;
 }
 
-Range TensorTable::counters() const {
-  return contiguous_range(steps_, "steps");
+void TensorTable::add(Place place, const py::object& param_type, const py::object& flat,
+                      std::int64_t offset) {
+  if (param_type.ptr() != interned().tensor_type && param_type.ptr() != interned().parameter_type &&
+      std::none_of(types_.begin(), types_.end(),
+                   [&](const py::object& type) { return type.is(param_type); })) {
+    types_.push_back(param_type);
+  }
+  Row row;
+  row.place = place;
+  row.entry = rows_.empty() ? 0 : rows_.back().entry + 1;
+  if (!flat.is_none()) {
+    const Range buffer = contiguous_range(flat, "flat");
+    row.flat_at = static_cast<char*>(buffer.address) + offset * (buffer.dtype.bits / 8);
+  }
+  rows_.push_back(row);
+}
+
+// A tensor of any other type might keep its memory elsewhere.
+bool TensorTable::has_own_memory(PyObject* tensor) const {
+  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  if (type == interned().parameter_type || type == interned().tensor_type) return true;
+  return std::any_of(types_.begin(), types_.end(),
+                     [&](const py::object& known) { return known.ptr() == type; });
 }
 
 int TensorTable::scalar_bytes(int role) const {
   return dtypes_[role].bits / 8 / (is_complex(dtypes_[role]) ? 2 : 1);
 }
 
-// Finds every parameter and moment at one and the same offset in its flat buffer.
-void TensorTable::place_in_flat_buffers() {
-  for (int r = kParam; r < roles_; ++r) {
-    const std::string what = std::string("the flat buffer of ") + kNames[r];
-    if (r == kGrad && flat_[r].is_none()) continue;
-    const Range buffer = contiguous_range(flat_[r], what);
-    if (!same(buffer.device, device_) || !same(buffer.dtype, dtypes_[r])) {
-      throw std::invalid_argument(what + " differs in device or dtype");
-    }
-    const std::int64_t scalars = buffer.numel * (is_complex(buffer.dtype) ? 2 : 1);
-    for (std::size_t i = 0; i < rows_.size(); ++i) {
-      Row& row = rows_[i];
-      if (row.numel == 0 || r == kGrad) continue;  // a gradient may lie anywhere
-      dlpack::TensorView v{};
-      if (!view(row, static_cast<Role>(r), v)) throw std::invalid_argument(what);
-      const auto bytes = static_cast<char*>(address(v)) - static_cast<char*>(buffer.address);
-      if (r == kParam) row.offset = bytes / scalar_bytes(r);
-      if (bytes != row.offset * scalar_bytes(r) || bytes < 0 || row.offset + row.numel > scalars) {
-        throw std::invalid_argument(std::string(kNames[r]) + " " + std::to_string(i) +
-                                    " does not lie in its flat buffer");
-      }
-    }
+// Reads a tensor of the launch's device and of the role's dtype. Odd is one whose memory does not
+// hold its numbers: a lazy conjugate, or the lazy negative that its parts become; autograd leaves
+// the latter as a dense gradient of real numbers only where that has one element.
+TensorTable::Fit TensorTable::view(PyObject* tensor, int role, std::int64_t numel,
+                                   dlpack::TensorView& out) const {
+  if (!has_own_memory(tensor)) return Fit::misfits;
+  if (interned().api->view_from_object(tensor, &out) != 0) {
+    PyErr_Clear();
+    return Fit::misfits;
+  }
+  if (types_known_ && !same(out.dtype, dtypes_[role])) return Fit::misfits;
+  if (kRoleKinds[role] == RoleKind::counter && !work_.counts_on_device) {
+    return out.device.type == dlpack::kCPU ? Fit::fits : Fit::misfits;
+  }
+  if (types_known_ && !same(out.device, device_)) return Fit::misfits;
+  if (is_complex(out.dtype) && !answers_no(tensor, interned().is_conj)) return Fit::odd;
+  if (role == role::grad && numel == 1 && !answers_no(tensor, interned().is_neg)) return Fit::odd;
+  return Fit::fits;
+}
+
+TensorTable::Fit TensorTable::compare_layout(const dlpack::TensorView& view, const Row& row) const {
+  if (view.ndim != row.ndim) return Fit::misfits;
+  const std::int64_t* const shape = layouts_.data() + row.layout;
+  const std::int64_t* const strides = shape + row.ndim;
+  Fit fit = Fit::fits;
+  for (std::int32_t d = 0; d < row.ndim; ++d) {
+    if (view.shape[d] != shape[d]) return Fit::misfits;
+    // The stride of a single element, or of none, is never used.
+    if (shape[d] > 1 && row.numel > 0 && view.strides[d] != strides[d]) fit = Fit::odd;
+  }
+  return fit;
+}
+
+void TensorTable::keep_layout(const dlpack::TensorView& view, Row& row) {
+  if (view.ndim > row.ndim) {
+    row.layout = static_cast<std::int32_t>(layouts_.size());
+    layouts_.resize(layouts_.size() + 2 * static_cast<std::size_t>(view.ndim));
+  }
+  row.ndim = view.ndim;
+  row.numel = is_complex(view.dtype) ? 2 : 1;
+  for (std::int32_t d = 0; d < view.ndim; ++d) {
+    layouts_[row.layout + d] = view.shape[d];
+    layouts_[row.layout + view.ndim + d] = view.strides[d];
+    row.numel *= view.shape[d];
   }
 }
 
-// Whether a segment of flat buffers begins where the last one ends, so that both are one range.
-bool TensorTable::extends_last(const Row& row, const Segment& segment,
-                               std::int64_t alignment) const {
-  if (segments_.empty()) return false;
-  const Segment& last = segments_.back();
-  const auto ahead = [&](int role, const void* from, const void* to) {
-    return (static_cast<const char*>(to) - static_cast<const char*>(from)) / scalar_bytes(role);
-  };
-  const std::int64_t distance = ahead(kParam, last.param, segment.param);
-  if (last.coefficients != segment.coefficients || distance < last.numel) return false;
-  const auto* const grad = static_cast<const char*>(segment.grad);
-  if (grad != static_cast<const char*>(last.grad) + distance * scalar_bytes(kGrad)) return false;
-  if (distance == last.numel) return true;
-  // What lies between is padding of ours only where the gradient's buffer is ours as well, and
-  // where no other parameter fits: each takes whole multiples of the alignment.
-  return flat_at_[kGrad] != nullptr && (distance - last.numel) * scalar_bytes(kParam) < alignment &&
-         grad == flat_at_[kGrad] + row.offset * scalar_bytes(kGrad);
-}
-
-std::int64_t TensorTable::coefficients_for(double step) {
-  if (due_.empty() || due_.back() != step) {
-    const auto known = std::find(due_.begin(), due_.end(), step);
-    if (known != due_.end()) return known - due_.begin();
-    due_.push_back(step);
-  }
-  return static_cast<std::int64_t>(due_.size()) - 1;
-}
-
-std::optional<std::vector<double>> TensorTable::refresh(std::int64_t alignment) {
-  std::swap(active_, previously_active_);
-  segments_.clear();
-  active_.clear();
-  due_.clear();
-
-  const void* const counts = counters().address;
-  if (is_flat_) {
-    for (int r = kParam; r < roles_; ++r) {
-      if (flat_[r].is_none()) continue;
-      flat_at_[r] = static_cast<char*>(contiguous_range(flat_[r], kNames[r]).address);
+// The state of a parameter, which usually stands where it stood at the last step, or behind that of
+// the row before. A look-up by key would call a method of torch.Tensor in Python.
+PyObject* TensorTable::state_of(Row& row, PyObject* param) {
+  const std::size_t behind = row.entry + 1;
+  for (const std::size_t entry : {row.entry, behind}) {
+    if (entry < states_.size() && states_[entry].first == param) {
+      row.entry = entry;
+      return states_[entry].second;
     }
   }
-  const int read = is_flat_ ? kExpAvg : roles_;  // the roles whose tensors are read anew
+  const auto found = std::find_if(states_.begin(), states_.end(),
+                                  [&](const auto& entry) { return entry.first == param; });
+  if (found == states_.end()) return nullptr;
+  row.entry = static_cast<std::size_t>(found - states_.begin());
+  return found->second;
+}
 
-  std::int64_t first = 0;
+bool TensorTable::fail(const Row& row, int role) {
+  misfit_ = {row.place, kRoleNames[role]};
+  return false;
+}
+
+bool TensorTable::read(const py::list& groups, const py::dict& states) {
+  release();
+  misfit_ = {};
+  {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(states.ptr(), &position, &key, &value)) states_.emplace_back(key, value);
+  }
+  PyObject* params = nullptr;
+  std::size_t group = groups.size();
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     if (i + kAhead < rows_.size()) {
       const Row& ahead = rows_[i + kAhead];
-      for (int r = kParam; r <= kGrad; ++r) {
-        // A flat parameter's storage is that of all, so it is not looked for.
-        prefetch(ahead.tensors[r], ahead.hints[r], is_flat_ ? 3 : 5, is_flat_ ? 4 : 6);
-      }
-      for (int r = kExpAvg; r < read; ++r) prefetch(ahead.tensors[r], ahead.hints[r], 1, 2);
-      // A small dict: its head, and apart from it the table of its keys and values.
-      prefetch(ahead.state, ahead.state_hint, 0, 2);
+      prefetch(ahead.tensors[role::param], ahead.sizes[role::param], 5, 6);
+      prefetch(ahead.tensors[role::grad], ahead.sizes[role::grad], 5, 6);
+      for (int r = kFirstState; r < kRoles; ++r) prefetch(ahead.tensors[r], ahead.sizes[r], 1, 2);
+      if (ahead.entry < states_.size()) __builtin_prefetch(states_[ahead.entry].second);
     }
     Row& row = rows_[i];
-    grads_[i] = gradient(row.tensors[kParam]);
-    row.tensors[kGrad] = grads_[i].ptr();
-    if (grads_[i].is_none()) continue;
-    if (!state_is_current(row)) return std::nullopt;
-    row.state_hint = reinterpret_cast<PyDictObject*>(row.state)->ma_keys;
-    void* at[kRoles] = {};
-    for (int r = kParam; r < read; ++r) {
-      const Role role = static_cast<Role>(r);
-      dlpack::TensorView v{};
-      if (!view(row, role, v) || !matches(v, row, role)) return std::nullopt;
-      at[r] = address(v);
-      row.hints[r] = v.shape;
+    if (row.place.first != group) {
+      group = row.place.first;
+      params = params_of(groups, group);
     }
-    if (is_flat_ && row.numel > 0) {
-      const auto place = [&](int r) { return flat_at_[r] + row.offset * scalar_bytes(r); };
-      if (at[kParam] != place(kParam)) return std::nullopt;
-      for (int r = kExpAvg; r < roles_; ++r) at[r] = place(r);
+    if (row.place.second >= length_of(params)) return fail(row, role::param);
+    PyObject* const param = PyList_GET_ITEM(params, static_cast<Py_ssize_t>(row.place.second));
+    if (!read_row(row, param)) return false;
+  }
+  return true;
+}
+
+bool TensorTable::read_row(Row& row, PyObject* param) {
+  py::object grad = gradient(param);
+  row.tensors[role::param] = param;
+  row.tensors[role::grad] = grad.ptr();
+  if (grad.is_none()) return true;
+
+  work_.segments.emplace_back();
+  Segment& segment = work_.segments.back();
+  hold(Py_NewRef(param));
+  written_.push_back(param);
+  dlpack::TensorView v;
+  Fit fit = view(param, role::param, row.numel, v);
+  if (fit == Fit::misfits) return fail(row, role::param);
+  const bool is_new = row.ndim < 0;
+  const bool is_as_before = fit == Fit::fits && compare_layout(v, row) == Fit::fits;
+  PyObject* dense = param;
+  if (row.flat_at != nullptr && !is_new) {
+    if (!is_as_before || (row.numel > 0 && address(v) != row.flat_at))
+      return fail(row, role::param);
+  }
+  if (!is_as_before) {
+    if (fit == Fit::odd || !is_dense(v)) {
+      py::object copy = dense_copy(param, param);
+      dense = copy.ptr();
+      copied_.emplace_back(py::reinterpret_borrow<py::object>(param), std::move(copy));
+      if (view(dense, role::param, row.numel, v) != Fit::fits) return fail(row, role::param);
     }
-    std::int64_t coefficients = static_cast<std::int64_t>(i);
-    if (!counts_on_device_) {
-      // Counted in the counter's own precision, as torch counts.
-      coefficients =
-          coefficients_for(steps_are_float64_ ? static_cast<const double*>(counts)[i] + 1.0
-                                              : static_cast<const float*>(counts)[i] + 1.0f);
+    keep_layout(v, row);
+  }
+  place(segment, row, role::param, v);
+
+  fit = view(grad.ptr(), role::grad, row.numel, v);
+  if (fit == Fit::misfits) return fail(row, role::grad);
+  const Fit layout = compare_layout(v, row);
+  if (layout == Fit::misfits) return fail(row, role::grad);
+  if (fit == Fit::odd || layout == Fit::odd) {
+    grad = dense_copy(grad.ptr(), dense);
+    fit = view(grad.ptr(), role::grad, row.numel, v);
+    if (fit != Fit::fits || compare_layout(v, row) != Fit::fits) return fail(row, role::grad);
+  }
+  place(segment, row, role::grad, v);
+  hold(grad.release().ptr());
+
+  PyObject* const state = state_of(row, param);
+  if (state == nullptr || !PyDict_Check(state)) return fail(row, role::step);
+  for (int r = kFirstState; r < kRoles; ++r) {
+    if (!has_[r]) continue;
+    PyObject* const tensor = PyDict_GetItemWithError(state, interned().roles[r]);
+    if (tensor == nullptr) {
+      if (PyErr_Occurred()) throw py::error_already_set();
+      return fail(row, r);
     }
-    active_.push_back(i);
-    // The device counts also the steps of a parameter without elements.
-    if (row.numel == 0 && !counts_on_device_) continue;
-    const Segment segment{at[kParam],       at[kGrad], at[kExpAvg], at[kExpAvgSq],
-                          at[kMaxExpAvgSq], row.numel, first,       coefficients};
-    if (is_flat_ && extends_last(row, segment, alignment)) {
-      Segment& last = segments_.back();
-      last.numel =
-          row.numel + (static_cast<char*>(segment.param) - static_cast<char*>(last.param)) /
-                          scalar_bytes(kParam);
-      first = last.first + padded(last.numel);
-    } else {
-      segments_.push_back(segment);
-      first += padded(row.numel);
+    if (view(tensor, r, row.numel, v) != Fit::fits) return fail(row, r);
+    const bool fits =
+        kRoleKinds[r] == RoleKind::counter ? is_one_number(v) : compare_layout(v, row) == Fit::fits;
+    if (!fits) return fail(row, r);
+    hold(Py_NewRef(tensor));
+    row.tensors[r] = tensor;
+    place(segment, row, r, v);
+  }
+  if (!types_known_) {
+    if (const int odd = decide_types(); odd < kRoles) return fail(row, odd);
+    types_known_ = true;
+  }
+
+  segment.numel = row.numel;
+  if (work_.counts_on_device) {
+    steps_.push_back({nullptr, 0});
+    segment.coefficients = static_cast<std::int64_t>(work_.segments.size()) - 1;
+    segment.options = static_cast<std::int64_t>(row.place.first);
+  } else {
+    // Counted in the counter's own precision, as torch counts.
+    void* const counter = segment.at[role::step];
+    const double next = dtypes_[role::step].bits == 64 ? *static_cast<const double*>(counter) + 1.0
+                                                       : *static_cast<const float*>(counter) + 1.0f;
+    steps_.push_back({counter, next});
+    segment.coefficients =
+        static_cast<std::int64_t>(count_of(row, static_cast<std::int64_t>(next)));
+  }
+  close_segment();
+  return true;
+}
+
+// Notes where a tensor lies.
+void TensorTable::place(Segment& segment, Row& row, int role, const dlpack::TensorView& view) {
+  segment.at[role] = address(view);
+  row.sizes[role] = view.shape;
+  if (!types_known_) {
+    dtypes_[role] = view.dtype;
+    devices_[role] = view.device;
+  }
+}
+
+// The device and the dtypes of the launch from those of its first row. Returns the first role that
+// no kernel takes so, or kRoles.
+int TensorTable::decide_types() {
+  device_ = devices_[role::param];
+  const bool complex = is_complex(dtypes_[role::param]);
+  DType* const types = work_.types.of;
+  for (int r = 0; r < kRoles; ++r) {
+    const bool on_host = kRoleKinds[r] == RoleKind::counter && !work_.counts_on_device;
+    if (has_[r] && !on_host && !same(devices_[r], device_)) return r;
+    const std::optional<DType> dtype = real_dtype(dtypes_[has_[r] ? r : role::exp_avg]);
+    if (!dtype) return r;
+    types[r] = *dtype;
+    const DType arithmetic = types[role::param] == DType::float64 ? DType::float64 : DType::float32;
+    switch (kRoleKinds[r]) {
+      case RoleKind::arithmetic:
+        if (is_complex(dtypes_[r]) != complex) return r;
+        break;
+      case RoleKind::counter:
+        if (*dtype != DType::float32 && *dtype != DType::float64) return r;
+        break;
+      case RoleKind::moment:
+        // All in the arithmetic type, or all in that of a 16-bit parameter.
+        if (has_[r] && is_complex(dtypes_[r]) != complex) return r;
+        if (*dtype != arithmetic && *dtype != types[role::param]) return r;
+        if (*dtype != types[role::exp_avg]) return r;
+        break;
     }
   }
-  // Next, every parameter's version is counted up: so much memory was read that they are no longer
-  // in the nearest cache.
-  for (auto i = active_.rbegin(); i != active_.rend(); ++i) {
-    prefetch(rows_[*i].tensors[kParam], rows_[*i].hints[kParam], 1, 2);
+  return kRoles;
+}
+
+// Where a group's step count stands in counts_; usually where it stood at the last step.
+std::size_t TensorTable::count_of(Row& row, std::int64_t step) {
+  const std::pair<std::size_t, std::int64_t> wanted{row.place.first, step};
+  if (!counts_.empty() && counts_.back() == wanted) return row.count = counts_.size() - 1;
+  if (row.count < counts_.size() && counts_[row.count] == wanted) return row.count;
+  if (row.count > counts_.size() || row.count == 0) {
+    const auto known = std::find(counts_.begin(), counts_.end(), wanted);
+    if (known != counts_.end()) return row.count = known - counts_.begin();
   }
-  return due_;
+  counts_.push_back(wanted);
+  return row.count = counts_.size() - 1;
+}
+
+// Whether the last segment begins where the one before it ends in every array, so that both are one
+// range.
+bool TensorTable::is_continued() const {
+  if (work_.counts_on_device || work_.segments.size() < 2) return false;
+  const Segment& last = work_.segments.back();
+  const Segment& before = *(&last - 1);
+  if (before.coefficients != last.coefficients) return false;
+  for (int r = 0; r < kRoles; ++r) {
+    if (kRoleKinds[r] == RoleKind::counter || !has_[r]) continue;
+    if (static_cast<char*>(before.at[r]) + before.numel * scalar_bytes(r) != last.at[r]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Joins the last segment to the one before it, leaves it out if it is empty, or gives it its place.
+void TensorTable::close_segment() {
+  const std::int64_t numel = work_.segments.back().numel;
+  // The device counts also the steps of a parameter without elements.
+  if (numel == 0 && !work_.counts_on_device) {
+    work_.segments.pop_back();
+    return;
+  }
+  if (is_continued()) {
+    work_.segments.pop_back();
+    work_.segments.back().numel += numel;
+  } else {
+    work_.segments.back().first = padded_;
+  }
+  const Segment& last = work_.segments.back();
+  padded_ = last.first + ((last.numel + chunk_ - 1) & -chunk_);
+}
+
+void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
+                          const py::object& found_inf, bool capturing) {
+  work_.coefficients.clear();
+  work_.options.clear();
+  std::vector<std::int64_t> slots(options.size(), -1);
+  if (work_.counts_on_device) {
+    const float* const scale = number_on(device_, grad_scale, "grad_scale");
+    const float* const overflow = number_on(device_, found_inf, "found_inf");
+    scalars_ = {grad_scale, found_inf};
+    for (Segment& segment : work_.segments) {
+      const std::size_t group = options.first_like(static_cast<std::size_t>(segment.options));
+      if (slots[group] < 0) {
+        slots[group] = static_cast<std::int64_t>(work_.options.size());
+        DeviceOptions row = options.for_device(group, device_, capturing);
+        row.grad_scale = scale;
+        row.found_inf = overflow;
+        work_.options.push_back(row);
+      }
+      segment.options = slots[group];
+    }
+    return;
+  }
+  const double scale = grad_scale.is_none() ? 1.0 : grad_scale.cast<double>();
+  std::vector<std::int64_t> steps(options.size(), 0);  // of the coefficients at slots[group]
+  std::vector<std::int64_t> slot_of(counts_.size());
+  for (std::size_t i = 0; i < counts_.size(); ++i) {
+    const auto& [group, step] = counts_[i];
+    const std::size_t first = options.first_like(group);
+    if (slots[first] < 0 || steps[first] != step) {
+      slots[first] = static_cast<std::int64_t>(work_.coefficients.size());
+      steps[first] = step;
+      work_.coefficients.push_back(options.coefficients(group, step, scale));
+    }
+    slot_of[i] = slots[first];
+  }
+  for (Segment& segment : work_.segments) segment.coefficients = slot_of[segment.coefficients];
+}
+
+const Work& TensorTable::start() {
+  // One list for all steps, which holds nothing between them.
+  const auto count = static_cast<Py_ssize_t>(written_.size());
+  if (py::len(list_) != written_.size()) list_ = py::list(written_.size());
+  const auto fill = [&](const auto& item) {
+    for (Py_ssize_t i = 0; i < count; ++i) PyList_SetItem(list_.ptr(), i, Py_NewRef(item(i)));
+  };
+  fill([&](Py_ssize_t i) { return written_[i]; });
+  PyObject* const done = PyObject_CallOneArg(interned().increment_version, list_.ptr());
+  fill([](Py_ssize_t) { return Py_None; });
+  if (done == nullptr) throw py::error_already_set();
+  Py_DECREF(done);
+  return work_;
 }
 
 void TensorTable::finish() {
-  if (!counts_on_device_) {
-    void* const counts = counters().address;
-    for (const std::size_t i : active_) {
-      if (steps_are_float64_) {
-        static_cast<double*>(counts)[i] += 1;
-      } else {
-        static_cast<float*>(counts)[i] += 1;
-      }
+  for (const Step& step : steps_) {
+    if (step.counter == nullptr) continue;
+    if (dtypes_[role::step].bits == 64) {
+      *static_cast<double*>(step.counter) = step.next;
+    } else {
+      *static_cast<float*>(step.counter) = static_cast<float>(step.next);
     }
   }
-  for (std::size_t i = 0; i < grads_.size(); ++i) {
-    if (i + kAhead < grads_.size()) __builtin_prefetch(grads_[i + kAhead].ptr(), 1);
-    grads_[i] = py::none();
+  for (const auto& [param, copy] : copied_) param.attr("detach")().attr("copy_")(copy);
+  release();
+}
+
+void TensorTable::release() {
+  work_.segments.clear();
+  states_.clear();
+  padded_ = 0;
+  counts_.clear();
+  steps_.clear();
+  written_.clear();
+  copied_.clear();
+  scalars_.clear();
+  // Taken out first: to let go of a tensor may run Python code.
+  std::vector<PyObject*> held;
+  held.swap(held_);
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    if (i + 4 * kAhead < held.size()) __builtin_prefetch(held[i + 4 * kAhead], 1);
+    Py_DECREF(held[i]);
   }
-  segments_.clear();
+  held.clear();
+  if (held_.empty()) held_.swap(held);
 }
 
-int TensorTable::traverse(visitproc visit, void* arg) const {
-  for (const py::object& object : kept_) Py_VISIT(object.ptr());
-  for (const py::object& grad : grads_) Py_VISIT(grad.ptr());
-  Py_VISIT(steps_.ptr());
-  for (const py::object& buffer : flat_) Py_VISIT(buffer.ptr());
-  return 0;
+Waiting::Waiting(const py::list& groups) {
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    sizes_.push_back(length_of(params_of(groups, g)));
+    for (std::size_t i = 0; i < sizes_.back(); ++i) places_.emplace_back(g, i);
+  }
 }
 
-void TensorTable::clear() {
-  rows_.clear();
-  active_.clear();
-  segments_.clear();
-  grads_.clear();
-  kept_.clear();
-  steps_ = py::none();
-  for (py::object& buffer : flat_) buffer = py::none();
+std::optional<std::vector<Place>> Waiting::take(const py::list& groups) {
+  if (groups.size() != sizes_.size()) return std::nullopt;
+  for (std::size_t g = 0; g < sizes_.size(); ++g) {
+    if (length_of(params_of(groups, g)) != sizes_[g]) return std::nullopt;
+  }
+  std::vector<Place> taken;
+  const auto has_gradient = [&](const Place& place) {
+    PyObject* const params = params_of(groups, place.first);
+    PyObject* const param = PyList_GET_ITEM(params, static_cast<Py_ssize_t>(place.second));
+    return !gradient(param).is_none();
+  };
+  std::vector<Place> still;
+  for (const Place& place : places_) (has_gradient(place) ? taken : still).push_back(place);
+  if (!taken.empty()) places_ = std::move(still);
+  return taken;
 }
 
-void connect() {
-  const py::object tensor = py::module_::import("torch").attr("Tensor");
+void connect(const py::object& dense_copy) {
+  const py::module_ torch = py::module_::import("torch");
+  const py::object tensor = torch.attr("Tensor");
   const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
   const auto* api = static_cast<const dlpack::ExchangeApi*>(
       PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
   if (api == nullptr) throw py::error_already_set();
   if (api->major != dlpack::kMajorVersion || api->view_from_object == nullptr) {
-    throw std::runtime_error("this torch exchanges tensors by an unknown version of DLPack");
+    throw std::runtime_error("torch's DLPack exchange API has major version " +
+                             std::to_string(api->major) + ", expected " +
+                             std::to_string(dlpack::kMajorVersion));
   }
   Interned names{};
   names.tensor_type = py::object(tensor).release().ptr();
+  names.parameter_type = py::object(torch.attr("nn").attr("Parameter")).release().ptr();
+  names.params = PyUnicode_InternFromString("params");
   names.grad = PyUnicode_InternFromString("grad");
-  names.step = PyUnicode_InternFromString("step");
   names.is_conj = PyUnicode_InternFromString("is_conj");
   names.is_neg = PyUnicode_InternFromString("is_neg");
-  for (std::size_t i = 2; i < kNames.size(); ++i) {
-    names.state[i] = PyUnicode_InternFromString(kNames[i]);
-  }
+  for (int r = 0; r < kRoles; ++r) names.roles[r] = PyUnicode_InternFromString(kRoleNames[r]);
+  names.dense_copy = py::object(dense_copy).release().ptr();
+  names.increment_version =
+      py::object(torch.attr("autograd").attr("graph").attr("increment_version")).release().ptr();
   names.api = api;
   the_interned = names;
 }
 
-bool any_gradient(const py::list& params) {
-  for (const py::handle& param : params) {
-    if (!gradient(param.ptr()).is_none()) return true;
+py::object slice_of(const py::object& buffer, std::int64_t offset, std::vector<std::int64_t> shape,
+                    std::vector<std::int64_t> strides) {
+  struct Slice {
+    dlpack::ManagedTensor tensor;
+    py::object buffer;
+    std::vector<std::int64_t> shape, strides;
+  };
+  const Range range = contiguous_range(buffer, "buffer");
+  std::int64_t last = offset;
+  bool is_empty = false;
+  for (std::size_t d = 0; d < shape.size(); ++d) {
+    is_empty |= shape[d] == 0;
+    last += (shape[d] - 1) * strides.at(d);
   }
-  return false;
-}
-
-bool same_objects(const py::object& held, const py::list& expected) {
-  if (py::len(held) != expected.size()) return false;
-  if (PyList_Check(held.ptr())) {
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      if (PyList_GET_ITEM(held.ptr(), i) != PyList_GET_ITEM(expected.ptr(), i)) return false;
-    }
-    return true;
+  if (offset < 0 || offset > range.numel || (!is_empty && last >= range.numel)) {
+    throw std::invalid_argument("the slice does not lie within its buffer");
   }
-  if (!PyDict_Check(held.ptr())) throw std::invalid_argument("expected a list or a dict");
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  for (std::size_t i = 0; PyDict_Next(held.ptr(), &position, &key, &value); ++i) {
-    if (value != PyList_GET_ITEM(expected.ptr(), i)) return false;
-  }
-  return true;
+  auto slice = std::make_unique<Slice>(Slice{{}, buffer, std::move(shape), std::move(strides)});
+  slice->tensor = {dlpack::kMajorVersion,
+                   0,
+                   slice.get(),
+                   [](dlpack::ManagedTensor* self) {
+                     if (!Py_IsInitialized()) return;  // the process ends
+                     const py::gil_scoped_acquire gil;
+                     delete static_cast<Slice*>(self->context);
+                   },
+                   0,
+                   {static_cast<char*>(range.address) + offset * (range.dtype.bits / 8),
+                    range.device, static_cast<std::int32_t>(slice->shape.size()), range.dtype,
+                    slice->shape.data(), slice->strides.data(), 0}};
+  void* made = nullptr;
+  if (interned().api->object_from_owned(&slice->tensor, &made) != 0) throw py::error_already_set();
+  slice.release();  // now torch's
+  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(made));
 }
 
 }  // namespace radam

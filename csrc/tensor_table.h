@@ -3,11 +3,13 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <pybind11/pybind11.h>
 
 #include "dlpack.h"
+#include "group_options.h"
 #include "segments.h"
 
 namespace radam {
@@ -22,106 +24,146 @@ struct Range {
   std::int64_t numel;
 };
 
-// Throws ValueError where `what`, as the error calls it, is no contiguous tensor.
+// Throws ValueError where `what`, as the error calls it, is not a contiguous tensor.
 Range contiguous_range(const py::handle& tensor, const std::string& what);
 
-// Parameters with their optimizer state. Every refresh() reads each parameter, gradient and moment
-// anew (type, device, dtype, shape, strides, address). The step counters are one tensor that the
-// table keeps; of them it checks that the states still hold the views.
+bool is_tensor(PyObject* object);
+
+// A parameter's place: its group, and its index in group["params"].
+using Place = std::pair<std::size_t, std::size_t>;
+
+// The rows of one launch: parameters of any group that agree in device, dtypes, state tensors and
+// place of counting. A row owns nothing: read() finds the parameter, its gradient and its state
+// where they are now, and holds them until finish() or release().
 class TensorTable {
  public:
-  // params: leaves, dense in memory. states: one dict a parameter (step, exp_avg, exp_avg_sq and,
-  // with amsgrad, max_exp_avg_sq). steps: the counters, one contiguous tensor of which every
-  // state's "step" is a view, on the CPU or, where counts_on_device, on the parameters' device.
-  // flat: None, or the flat buffers that the parameters, the gradients (or None) and the moments
-  // are views of; the moments' addresses are then not read anew. chunk: scalars to whose multiples
-  // the launch pads its segments. Throws ValueError where a tensor does not fit its parameter.
-  TensorTable(py::list params, py::list states, py::object steps, bool amsgrad, py::object flat,
-              std::int64_t chunk, bool counts_on_device);
+  // state: the tensors that every state holds, by name. chunk: scalars to whose multiples the
+  // launch pads its segments, a power of two. counts_on_device: whether the device adds 1 to the
+  // steps and computes the coefficients.
+  TensorTable(const std::vector<std::string>& state, std::int64_t chunk, bool counts_on_device);
+  ~TensorTable() { release(); }
+  TensorTable(const TensorTable&) = delete;
+  TensorTable& operator=(const TensorTable&) = delete;
 
-  // Reads every tensor, each parameter's .grad included. Returns the distinct step counts that the
-  // parameters with a gradient are about to reach (none where the device counts), or nothing when
-  // some tensor no longer is what the table was made for. alignment: bytes to whose multiples flat
-  // buffers pad, over which neighbours become one segment; 0 where padding is to stay out.
-  std::optional<std::vector<double>> refresh(std::int64_t alignment);
-
-  // The rows of the parameters that take part in the step prepared by refresh().
-  const std::vector<std::size_t>& active() const { return active_; }
-  // Whether they are those of the refresh() before.
-  bool active_is_unchanged() const { return active_ == previously_active_; }
-
-  // Counts the step for the parameters that took part and lets go of their gradients.
-  void finish();
-
-  // For Python's garbage collector: the objects that the table keeps alive.
-  int traverse(visitproc visit, void* arg) const;
-  void clear();
-
-  const std::vector<Segment>& segments() const { return segments_; }
-  const SegmentTypes& types() const { return types_; }
-  const dlpack::Device& device() const { return device_; }
-  bool has_amsgrad() const { return roles_ == kRoles; }
-  bool counts_on_device() const { return counts_on_device_; }
-  std::size_t coefficients_needed() const { return due_.size(); }
+  // Adds the parameter at a place, whose type may be a subclass of torch.Tensor that has memory of
+  // its own. flat: the flat buffer in which it has to lie at an offset, or None. The tensors of the
+  // first row that is read decide the device and the dtypes.
+  void add(Place place, const py::object& param_type, const py::object& flat, std::int64_t offset);
   std::size_t size() const { return rows_.size(); }
-  Range counters() const;
+
+  // Reads the tensors of every row whose parameter has a gradient; writes nothing. groups:
+  // optimizer.param_groups. states: optimizer.state. Returns false where a row does not fit the
+  // launch, or no longer; misfit() says which row, and which of its tensors.
+  bool read(const py::list& groups, const py::dict& states);
+  std::pair<Place, std::string> misfit() const { return misfit_; }
+
+  // Whether read() has found a gradient.
+  bool is_active() const { return !steps_.empty(); }
+
+  // What the launch needs of the groups' options. grad_scale and found_inf: None, or one number
+  // (a float32 tensor on the device where that counts). Writes nothing.
+  void compute(GroupOptions& options, const py::object& grad_scale, const py::object& found_inf,
+               bool capturing);
+
+  // Counts up the versions of the parameters, as autograd does not see addresses. Those of the
+  // state would take a step over 1,000 tensors 30 % longer (AMD EPYC).
+  const Work& start();
+
+  // Writes the step counts if the host counts, copies back what the launch could not address, and
+  // lets go of every tensor.
+  void finish();
+  // Lets go of every tensor where no launch runs.
+  void release();
+
+  const Work& work() const { return work_; }
+  const dlpack::Device& device() const { return device_; }
+
+  // Bytes of device memory for the tables of a launch over every row.
+  std::size_t workspace_bytes(std::size_t groups) const {
+    return rows_.size() * (sizeof(Segment) + sizeof(StepCoefficients)) +
+           groups * sizeof(DeviceOptions);
+  }
 
  private:
-  enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kRoles };
-
-  // One parameter. Compact, because a step reads every row with cold caches; `kept_` owns the
-  // objects.
+  // Compact, because a step reads every row with cold caches.
   struct Row {
-    PyObject* tensors[kRoles];  // as the state holds them; the gradient changes from step to step
-    PyObject* state;
-    PyObject* step;            // the counter's view, as state["step"]
-    PyTypeObject* param_type;  // any other type might keep its memory elsewhere
-    std::int64_t numel;        // real scalars
-    std::int64_t offset;       // of the first in the flat buffers, if there are any
-    std::int32_t ndim;
-    std::int32_t layout;        // where in layouts_ its shape and then its strides stand
-    const void* hints[kRoles];  // where torch kept the tensors' sizes at the last step, to prefetch
-    const void* state_hint;     // where Python kept the state's entries
+    Place place;
+    std::int64_t numel = 0;            // real scalars
+    std::int32_t ndim = -1;            // of the layout, that of the last step; -1: none yet
+    std::int32_t layout = 0;           // where in layouts_ its shape and then its strides stand
+    std::size_t entry = 0;             // where the state stood in optimizer.state at the last step
+    std::size_t count = 0;             // and the step count in counts_
+    const void* flat_at = nullptr;     // where the parameter has to lie, if in a flat buffer
+    const void* tensors[kRoles] = {};  // and the tensors, only to be prefetched
+    const void* sizes[kRoles] = {};
   };
+  struct Step {
+    void* counter;
+    double next;
+  };
+  enum class Fit { fits, odd, misfits };
 
-  bool view(const Row& row, Role role, dlpack::TensorView& out) const;
-  bool matches(const dlpack::TensorView& view, const Row& row, Role role) const;
-  bool state_is_current(const Row& row) const;
-  std::int64_t coefficients_for(double step);
+  bool read_row(Row& row, PyObject* param);
+  PyObject* state_of(Row& row, PyObject* param);
+  bool fail(const Row& row, int role);
+  void hold(PyObject* reference) { held_.push_back(reference); }
+  void place(Segment& segment, Row& row, int role, const dlpack::TensorView& view);
+  bool has_own_memory(PyObject* tensor) const;
+  Fit view(PyObject* tensor, int role, std::int64_t numel, dlpack::TensorView& out) const;
+  Fit compare_layout(const dlpack::TensorView& view, const Row& row) const;
+  void keep_layout(const dlpack::TensorView& view, Row& row);
+  int decide_types();
   int scalar_bytes(int role) const;
-  std::int64_t padded(std::int64_t numel) const { return (numel + chunk_ - 1) / chunk_ * chunk_; }
-  void place_in_flat_buffers();
-  bool extends_last(const Row& row, const Segment& segment, std::int64_t alignment) const;
+  bool is_continued() const;
+  void close_segment();
+  std::size_t count_of(Row& row, std::int64_t step);
 
+  std::int64_t chunk_;
+  bool has_[kRoles] = {};
   std::vector<Row> rows_;
   std::vector<std::int64_t> layouts_;
-  std::vector<py::object> kept_;
-  py::object steps_;
-  int roles_;  // kMaxExpAvgSq without amsgrad, else kRoles
-  std::int64_t chunk_;
-  bool counts_on_device_;
-  bool steps_are_float64_ = false;
-  bool is_flat_ = false;
-  py::object flat_[kRoles];  // the flat buffers, and where they lay at the last refresh()
-  char* flat_at_[kRoles]{};
+  std::vector<py::object> types_;  // subclasses of torch.Tensor among the parameters
+  bool types_known_ = false;
   dlpack::Device device_{};
   dlpack::DataType dtypes_[kRoles]{};
-  SegmentTypes types_{};
-  std::vector<py::object> grads_;  // held while their memory is in use
-  std::vector<Segment> segments_;  // of the parameters that take part
-  std::vector<std::size_t> previously_active_;
-  std::vector<std::size_t> active_;  // their rows
-  std::vector<double> due_;          // distinct step counts
+  dlpack::Device devices_[kRoles]{};  // of the first row
+  std::pair<Place, std::string> misfit_;
+
+  // Of the step that read() has prepared.
+  Work work_{};
+  std::int64_t padded_ = 0;  // scalars of the segments, each padded to whole chunks
+  std::vector<std::pair<PyObject*, PyObject*>> states_;       // optimizer.state in its order
+  std::vector<std::pair<std::size_t, std::int64_t>> counts_;  // distinct (group, step)
+  std::vector<Step> steps_;
+  std::vector<PyObject*> held_;     // references: every tensor that is read, parameter first
+  std::vector<PyObject*> written_;  // among these, the parameters
+  py::list list_;                   // the same as a list, while their versions are counted up
+  std::vector<std::pair<py::object, py::object>> copied_;  // a parameter and its dense copy
+  std::vector<py::object> scalars_;                        // gradient scale and overflow flag
+  std::vector<std::size_t> slots_;                         // scratch of compute()
 };
 
-// Finds torch's exchange interface; called once, before anything else here. Throws where this torch
-// has none.
-void connect();
+// The places of parameters that no launch has a row for, because they have had no gradient.
+class Waiting {
+ public:
+  explicit Waiting(const py::list& groups);
 
-// Whether some parameter has a gradient.
-bool any_gradient(const py::list& params);
+  // Takes out the places whose parameter has a gradient now. Nothing where the groups are no longer
+  // as large as they were.
+  std::optional<std::vector<Place>> take(const py::list& groups);
 
-// Whether a list, or the values of a dict, are these very objects in this order.
-bool same_objects(const py::object& held, const py::list& expected);
+ private:
+  std::vector<std::size_t> sizes_;
+  std::vector<Place> places_;
+};
+
+// Finds torch's exchange interface; called once, before anything else here. dense_copy(tensor,
+// like) is to return a temporary copy of a tensor in the memory order of another. Throws where this
+// torch has no such interface.
+void connect(const py::object& dense_copy);
+
+// A tensor with a storage of its own over a part of a contiguous buffer, which it keeps alive.
+py::object slice_of(const py::object& buffer, std::int64_t offset, std::vector<std::int64_t> shape,
+                    std::vector<std::int64_t> strides);
 
 }  // namespace radam

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .tensors import arithmetic_dtype, has_own_memory, is_dense
+from .extension import _C, why_not
+from .state import State, has_own_memory, is_dense
 
 __all__ = ["FlatBuffer", "FlatBuffers"]
 
@@ -18,22 +19,37 @@ class Slot(NamedTuple):
     """The place of one parameter.
 
     Attributes:
-        name: The parameter's, as the layout is printed and errors call it.
-        param: The parameter, a view of the buffer.
+        name: The parameter's, as the layout is printed and in errors.
+        param: The parameter.
+        buffer: The buffer that holds it.
         offset: Its first element's place in the buffer.
         stride: Its memory order.
     """
 
     name: str
     param: Tensor
+    buffer: Tensor
     offset: int
     stride: tuple[int, ...]
 
-    def view(self, buffer: Tensor) -> Tensor:
-        """The part of a buffer that has the parameter's place, shape and memory order."""
-        return buffer.as_strided(
-            self.param.shape, self.param.stride(), buffer.storage_offset() + self.offset
+    def slice(self, buffer: Tensor) -> Tensor:
+        """The part of a buffer at the parameter's place, as a tensor with its own storage."""
+        part: Tensor = _C.slice_of(buffer, self.offset, list(self.param.shape), list(self.stride))
+        return part
+
+    def is_at(self, tensor: Tensor, buffer: Tensor) -> bool:
+        """Whether a tensor is the part of a buffer at the parameter's place."""
+        expected = buffer.data_ptr() + self.offset * buffer.element_size()
+        return (
+            tensor.device == buffer.device
+            and tensor.dtype == buffer.dtype
+            and (tensor.numel() < 2 or tensor.stride() == self.stride)
+            and (tensor.numel() == 0 or tensor.data_ptr() == expected)
         )
+
+    def holds(self, param: Tensor) -> bool:
+        """Whether this parameter still lies here."""
+        return param is self.param and self.is_at(param, self.buffer)
 
 
 class FlatBuffer:
@@ -41,68 +57,60 @@ class FlatBuffer:
 
     Attributes:
         data: The buffer, 1-d, zero between the parameters.
-        grad: A buffer of the same layout that the gradients are views of, or None.
+        grad: A buffer of the same layout that holds the gradients, or None.
         slots: The parameters in their order.
     """
 
     def __init__(self, members: Sequence[tuple[str, Tensor]]) -> None:
         first = members[0][1]
-        self._unit = ALIGNMENT // first.element_size()
-        self.slots: list[Slot] = []
-        self._size = 0
-        for name, param in members:
-            self.slots.append(Slot(name, param, self._size, param.stride()))
-            self._size += -(-param.numel() // self._unit) * self._unit
+        unit = ALIGNMENT // first.element_size()
+        offsets = [0]
+        for _, param in members:
+            offsets.append(offsets[-1] + -(-param.numel() // unit) * unit)
+        self._size, self._device = offsets[-1], first.device
         self.data = self.zeros(first.dtype)
         self.grad: Tensor | None = None
-        self._grad_views: list[Tensor] = []
-        self._moments: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        self._grads: list[Tensor] = []
+        self._moments: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.slots = [
+            Slot(name, param, self.data, offset, param.stride())
+            for (name, param), offset in zip(members, offsets, strict=False)
+        ]
         for slot in self.slots:
-            view = slot.view(self.data)
-            view.copy_(slot.param.detach())
-            slot.param.data = view
+            part = slot.slice(self.data)
+            part.copy_(slot.param.detach())
+            slot.param.data = part
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
         """A new buffer of this layout, aligned and zero."""
-        device = self.slots[0].param.device
-        memory = torch.zeros(self._size + self._unit, dtype=dtype, device=device)
+        unit = ALIGNMENT // dtype.itemsize
+        memory = torch.zeros(self._size + unit, dtype=dtype, device=self._device)
         start = -memory.data_ptr() % ALIGNMENT // memory.element_size()
         return memory[start : start + self._size]
 
-    def is_in_place(self, slot: Slot) -> bool:
-        """Whether a parameter still is the view of this buffer that it was made."""
-        param, expected = slot.param, self.data.data_ptr()
-        expected += slot.offset * self.data.element_size()
-        return (
-            param.device == self.data.device
-            and param.dtype == self.data.dtype
-            and (param.numel() < 2 or param.stride() == slot.stride)
-            and (param.numel() == 0 or param.data_ptr() == expected)
-        )
-
-    def moments(self, name: str, dtype: torch.dtype) -> list[Tensor]:
-        """Views of the buffer of a moment, one a parameter; the buffer is made on first use.
+    def take_over(self, slot: Slot, state: State, names: Iterable[str]) -> None:
+        """Move a parameter's moments into buffers; each stays the same object.
 
         Args:
-            name: The moment's key in the optimizer's state.
-            dtype: The moment's; with another one than before the buffer is made anew.
+            slot: The parameter's.
+            state: Its state.
+            names: Keys of the moments in the state.
         """
-        if name not in self._moments or self._moments[name][0].dtype != dtype:
-            buffer = self.zeros(dtype)
-            self._moments[name] = buffer, [slot.view(buffer) for slot in self.slots]
-        return self._moments[name][1]
-
-    def roles(self, moments: Sequence[str]) -> list[Tensor | None]:
-        """The buffers of parameters, gradients and moments."""
-        return [self.data, self.grad, *(self._moments[name][0] for name in moments)]
+        for name in names:
+            moment = state[name]
+            if (name, moment.dtype) not in self._moments:
+                self._moments[name, moment.dtype] = self.zeros(moment.dtype)
+            buffer = self._moments[name, moment.dtype]
+            if not slot.is_at(moment, buffer):
+                moment.data = slot.slice(buffer).copy_(moment)
 
     def flatten_gradients(self) -> None:
-        """Make the gradients views of one buffer, keeping their values."""
+        """Make the gradients parts of one buffer, keeping their values."""
         self.grad = self.zeros(self.data.dtype)
-        self._grad_views = [slot.view(self.grad) for slot in self.slots]
-        for slot, view in zip(self.slots, self._grad_views, strict=True):
+        self._grads = [slot.slice(self.grad) for slot in self.slots]
+        for slot, part in zip(self.slots, self._grads, strict=True):
             if slot.param.grad is not None:
-                view.copy_(slot.param.grad)
+                part.copy_(slot.param.grad)
         self._attach_gradients()
 
     def zero_gradients(self) -> None:
@@ -112,20 +120,21 @@ class FlatBuffer:
             self._attach_gradients()
 
     def _attach_gradients(self) -> None:
-        for slot, view in zip(self.slots, self._grad_views, strict=True):
+        for slot, part in zip(self.slots, self._grads, strict=True):
             if not slot.param.requires_grad:
                 slot.param.grad = None  # frozen: not to be stepped
-            elif slot.param.grad is not view:
-                slot.param.grad = view
+            elif slot.param.grad is not part:
+                slot.param.grad = part
 
 
 class FlatBuffers:
     """Moves parameters into contiguous buffers, one for each device and dtype.
 
-    Each parameter becomes a view that keeps its shape, its memory order and its identity, so the
+    Each parameter keeps its shape, its memory order, its identity and a storage of its own, so the
     module that owns it notices nothing; it begins at a multiple of 128 bytes. A parameter that is
-    listed more than once (tied) has one place. What is moved or re-pointed afterwards (``.to()`` of
-    another dtype or device, ``.data = ...``) leaves its buffer.
+    listed more than once (tied) has one place. A parameter that is moved or re-pointed afterwards
+    (``.to()`` of another dtype or device, ``.data = ...``, ``share_memory_()``, ``resize_()``)
+    leaves its buffer; the next step raises an error that names it.
 
     Args:
         params: Parameters, or pairs of name and parameter as ``module.named_parameters()`` gives.
@@ -137,6 +146,7 @@ class FlatBuffers:
     Raises:
         ValueError: A parameter does not fill a range of memory, or shares some with another one.
         TypeError: A parameter is a tensor subclass that keeps its memory in other tensors.
+        RuntimeError: The extension does not load; the message says why.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
@@ -149,6 +159,8 @@ class FlatBuffers:
     def __init__(
         self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, gradients: bool = False
     ) -> None:
+        if why_not is not None:
+            raise RuntimeError(f"flat buffers need the extension: {why_not}")
         named: dict[int, tuple[str, Tensor]] = {}
         for i, item in enumerate(params):
             name, param = item if isinstance(item, tuple) else (f"parameter {i}", item)
@@ -162,22 +174,20 @@ class FlatBuffers:
         with torch.no_grad():
             self.buffers = [FlatBuffer(members) for members in by_kind.values()]
         self._places = {
-            id(slot.param): (buffer, i)
-            for buffer in self.buffers
-            for i, slot in enumerate(buffer.slots)
+            id(slot.param): (buffer, slot) for buffer in self.buffers for slot in buffer.slots
         }
         if gradients:
             self.flatten_gradients()
 
     def flatten_gradients(self) -> None:
-        """Make the gradients views of contiguous buffers, in which autograd then accumulates.
+        """Make the gradients parts of contiguous buffers, in which autograd then accumulates.
 
         Parameters that need a gradient and have none get one of zeros, so a step moves their
         moments too, as after ``zero_grad(set_to_none=False)``.
 
-        A step is then one range, but autograd no longer hands over the tensors that it has
-        computed: they are added to the buffer, which has to be zeroed before. A gradient that is
-        set to None stays outside until :meth:`zero_gradients`.
+        Neighbours without padding between them are then one range of a step, but autograd no longer
+        hands over the tensors that it has computed: they are added to the buffer, which has to be
+        zeroed before. A gradient that is set to None stays outside until :meth:`zero_gradients`.
         """
         with torch.no_grad():
             for buffer in self.buffers:
@@ -194,38 +204,9 @@ class FlatBuffers:
         """Whether the gradients are kept in buffers."""
         return any(buffer.grad is not None for buffer in self.buffers)
 
-    def of(self, param: Tensor) -> FlatBuffer:
-        """The buffer of a parameter."""
-        return self._places[id(param)][0]
-
-    def take_over(
-        self, members: Sequence[tuple[Tensor, dict[str, Any]]], moments: Sequence[str]
-    ) -> None:
-        """Move moments into buffers of the parameters' layout, each state keeping its view.
-
-        Args:
-            members: Parameters with their states.
-            moments: Keys of the moments in the states.
-        """
-        for name in moments:
-            dtypes: dict[FlatBuffer, set[torch.dtype]] = {}
-            for param, state in members:
-                dtypes.setdefault(self.of(param), set()).add(state[name].dtype)
-            for param, state in members:
-                buffer, index = self._places[id(param)]
-                held = dtypes[buffer]
-                dtype = next(iter(held)) if len(held) == 1 else arithmetic_dtype(param)
-                view = buffer.moments(name, dtype)[index]
-                if state[name] is not view:
-                    state[name] = view.copy_(state[name])
-
-    def stray(self) -> tuple[FlatBuffer, Slot] | None:
-        """The first parameter that has left its buffer, with that buffer, or None."""
-        for buffer in self.buffers:
-            for slot in buffer.slots:
-                if not buffer.is_in_place(slot):
-                    return buffer, slot
-        return None
+    def of(self, param: Tensor) -> tuple[FlatBuffer, Slot]:
+        """The buffer and the place of a parameter."""
+        return self._places[id(param)]
 
     def check(self) -> None:
         """Raise where a parameter has left its buffer.
@@ -233,22 +214,23 @@ class FlatBuffers:
         Raises:
             ValueError: It was moved or re-pointed; the message names it.
         """
-        if (stray := self.stray()) is not None:
-            buffer, slot = stray
-            raise ValueError(
-                f"{slot.name} no longer lies in its flat buffer, expected at element "
-                f"{slot.offset} of {len(buffer.data)} on {buffer.data.device}: it was "
-                "moved or re-pointed after that was made"
-            )
+        for buffer in self.buffers:
+            for slot in buffer.slots:
+                if not slot.holds(slot.param):
+                    raise ValueError(
+                        f"{slot.name} no longer lies in its flat buffer, expected at element "
+                        f"{slot.offset} of {len(buffer.data)} on {buffer.data.device}: it was "
+                        "moved or re-pointed after that was made"
+                    )
 
     def __str__(self) -> str:
         lines = []
         for buffer in self.buffers:
             dtype = str(buffer.data.dtype).removeprefix("torch.")
             lines.append(f"{buffer.data.device} {dtype}, {len(buffer.data)} elements")
-            for name, param, offset, _ in buffer.slots:
-                end = offset + param.numel()
-                lines.append(f"  {offset}..{end}  {name} {tuple(param.shape)}")
+            for slot in buffer.slots:
+                end = slot.offset + slot.param.numel()
+                lines.append(f"  {slot.offset}..{end}  {slot.name} {tuple(slot.param.shape)}")
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,28 +1,32 @@
 """FusedRAdam: torch.optim.RAdam in one pass."""
 
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
-from . import backends, hyperparameters, rectification
-from .backends.extension import any_gradient, same_objects
-from .capture import CapturedGroup, Captures
+from . import backends, options, rectification
+from .extension import _C
 from .flat import FlatBuffers
-from .hyperparameters import OWN_DEFAULTS, coefficient_arguments, option, planned_options
-from .inputs import StepInputs
-from .tensors import (
+from .options import DEFAULTS, OURS, coefficient_arguments
+from .state import (
+    CPU,
     MOMENTS,
+    New,
+    State,
+    add_counters,
     arithmetic_dtype,
     check_grad,
     check_param,
     check_state,
-    counter_dtype,
-    moment_names,
-    new_states,
+    complete_states,
+    fields,
+    place_counter,
 )
 
 __all__ = ["FusedRAdam", "Rectification"]
@@ -46,23 +50,22 @@ class Rectification(NamedTuple):
     step_size: float
 
 
-class _Plan(NamedTuple):
-    """The launches of one group, and what they were made for."""
+# One thread steps an optimizer at a time: planning can be interrupted between any two lines, and a
+# kernel runs without Python's lock. A process that is forked meanwhile has nobody to unlock it.
+_LOCKED: "WeakSet[FusedRAdam]" = WeakSet()
 
-    params: list[Tensor]
-    options: tuple[Any, ...]
-    launches: list[backends.Launch]
-    waiting: list[Tensor]  # parameters that have had no gradient yet
-    counts_on_device: bool
 
-    def is_for(self, group: dict[str, Any], is_scaled: bool) -> bool:
-        return (
-            self.options == planned_options(group)
-            and (self.counts_on_device or not is_scaled)
-            and same_objects(group["params"], self.params)
-            and not any_gradient(self.waiting)
-        )
+def _new_lock(optimizer: "FusedRAdam") -> threading.Lock:
+    _LOCKED.add(optimizer)
+    return threading.Lock()
 
+
+def _unlock_all() -> None:
+    for optimizer in _LOCKED:
+        optimizer._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_all)
 
 # Named after the accelerator since torch 2.11.
 _check_graph_capture: Callable[[Optimizer], None] = getattr(
@@ -70,10 +73,7 @@ _check_graph_capture: Callable[[Optimizer], None] = getattr(
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
 
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
+@options.documents(list(DEFAULTS))
 class FusedRAdam(Optimizer):
     r"""Rectified Adam in one pass over parameters, gradients and moments.
 
@@ -100,47 +100,18 @@ class FusedRAdam(Optimizer):
 
     Args:
         params: Parameters, named parameters or parameter groups.
-        lr: Learning rate, a number or a tensor of one element, which is read at every step.
-        betas: Decay rates of the first and the second moment, each in [0, 1).
-        eps: Term added to the denominator.
-        weight_decay: Decay rate.
-        decoupled_weight_decay: Multiply the parameter by ``1 - lr * weight_decay`` (as AdamW)
-            instead of adding ``weight_decay`` times the parameter to the gradient (L2).
-        foreach: Accepted for torch's sake and ignored.
-        maximize: Ascend instead of descend.
-        capturable: Count the steps on the device, so that a CUDA graph can capture a step. What
-            may change between replays is the gradients and, as a tensor on the device, the
-            learning rate; while the graph exists, changing anything that it has baked in raises.
-        differentiable: Let autograd record the step; runs the eager backend.
-        amsgrad: Divide by the root of the running maximum of the second moment (arXiv 1904.09237),
-            kept as ``max_exp_avg_sq``.
-        rectify: Multiply the adaptive rate by r_t. False makes every step adaptive: with
-            ``eps_after_bias_correction=True`` that is Adam, AdamW or AMSGrad.
-        rectify_threshold: A step is rectified where rho_t is greater; at least 4, with
-            ``exact_rectification`` at least 2.
-        exact_rectification: Take r_t from the exact variance of the adaptive rate (Theorem 1), not
-            from its first-order approximation, which is 3.3 times too high at ``rho_t = 5``: the
-            early rectified steps are larger, and with a lower threshold they begin earlier.
-        degenerated_to_sgd: Step by the bias-corrected momentum where not rectified; False takes no
-            step there.
-        eps_after_bias_correction: Add eps to the root of the bias-corrected second moment.
-        absolute_weight_decay: With decoupled decay, multiply by ``1 - weight_decay``.
-        decay_skipped_steps: Apply decoupled decay also where no step is taken.
-        moments_in_param_dtype: Keep the moments of bfloat16 and float16 parameters in their dtype,
-            as torch does. By default they are float32: at ``betas[1]=0.999`` a bfloat16 second
-            moment can no longer decay. :meth:`load_state_dict` keeps the dtype they were saved in.
+        {options}
         flatten: Move the parameters of each group, and their moments, into contiguous buffers
             (:class:`FlatBuffers`, kept as ``flat_buffers``). Gradients stay where autograd puts
-            them, unless ``flat_buffers[i].flatten_gradients()`` is called; a step is then one range
-            for all parameters with the same step count, where the host counts.
-        backend: "auto", or the name of the one that has to serve: "cuda", "triton", "cpu" or
-            "eager".
+            them, unless ``flat_buffers[i].flatten_gradients()`` is called.
+        backend: "cuda", "triton", "cpu" or "eager", or "auto" for the first of them that can step
+            the parameters.
 
     State (under torch's keys, for each parameter): ``step``, a 0-d float32 tensor on the CPU
     (float64 where that is the default dtype), on the parameter's device if capturable or once a
     gradient scaler has stepped it on a GPU; ``exp_avg``, ``exp_avg_sq`` and with amsgrad
-    ``max_exp_avg_sq``, tensors of the parameter's shape and device. Counters, and the moments of
-    small parameters, are views of common tensors.
+    ``max_exp_avg_sq``, tensors of the parameter's shape and device. Each has a storage of its own,
+    and a step keeps none of them alive: a state that is replaced, cleared or moved is followed.
 
     With :class:`torch.amp.GradScaler` the step itself divides by the scale, reading the gradients
     only, and on overflow moves nothing, without waiting for the device.
@@ -148,7 +119,7 @@ class FusedRAdam(Optimizer):
     Raises:
         ValueError: A hyper-parameter is out of range, or there is no such backend.
         TypeError: A parameter has an unsupported dtype.
-        RuntimeError: The backend asked for cannot serve; the message says why.
+        RuntimeError: The named backend cannot step the parameters; the message says why.
 
     Warns:
         UserWarning: ``betas[1]`` is so small that no step is ever rectified.
@@ -192,48 +163,30 @@ class FusedRAdam(Optimizer):
         flatten: bool = False,
         backend: str = "auto",
     ) -> None:
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "differentiable": differentiable,
-        }
-        own = {
-            "amsgrad": amsgrad,
-            "rectify": rectify,
-            "rectify_threshold": rectify_threshold,
-            "exact_rectification": exact_rectification,
-            "degenerated_to_sgd": degenerated_to_sgd,
-            "eps_after_bias_correction": eps_after_bias_correction,
-            "absolute_weight_decay": absolute_weight_decay,
-            "decay_skipped_steps": decay_skipped_steps,
-            "moments_in_param_dtype": moments_in_param_dtype,
-        }
-        defaults |= {name: value for name, value in own.items() if value != OWN_DEFAULTS[name]}
+        defaults = options.group_defaults(locals())
         backends.check_name(backend)
-        hyperparameters.check(defaults)  # also where there is no group yet
+        options.check(defaults)  # also where there is no group yet
         self.backend = backend
         self.flatten = flatten
         self.flat_buffers = []
-        self._reset()
+        self._lock = _new_lock(self)
+        self._forget_plan()
         super().__init__(params, defaults)
 
     _loading: StateDict | None = None
 
-    def _forget_plans(self) -> None:
-        self._plans: list[_Plan] = []
-        self._planned_states: list[dict[str, Any]] = []
-
-    def _reset(self) -> None:
-        """Make anew what neither a copy nor a pickle takes along."""
-        self._forget_plans()
-        self._lock = threading.Lock()  # one thread steps at a time
-        self._captures = Captures()
+    def _forget_plan(self) -> None:
+        """Recreate what is neither copied nor pickled; the next step plans every parameter."""
+        # Replays of a captured graph use memory of the launches that were captured.
+        launches = self.__dict__.get("_launches", ())
+        self._replayed = self.__dict__.get("_replayed", []) + [
+            launch for launch in launches if launch.is_replayed
+        ]
+        self._launches = backends.Launches()
+        self._waiting: Any = None  # places that no launch steps; None: nothing is planned
+        self._numbers: Any = None  # the groups' options as numbers
+        self._planned: list[tuple[Any, ...]] = []
+        self._planned_for_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as :meth:`torch.optim.Optimizer.add_param_group`.
@@ -244,19 +197,18 @@ class FusedRAdam(Optimizer):
         Raises:
             ValueError: An option is out of range.
             TypeError: A parameter has an unsupported dtype.
-            RuntimeError: The backend asked for cannot step a parameter, or a CUDA graph exists that
-                a step was captured into.
+            RuntimeError: The named backend cannot step a parameter.
         """
-        self._captures.forbid("a parameter group was added")
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         group = self.param_groups[index]
         try:
-            for name, default in OWN_DEFAULTS.items():
-                if name not in self.defaults and group.get(name, default) == default:
+            for name in OURS:
+                if name not in self.defaults and options.get(group, name) == DEFAULTS[name]:
                     group.pop(name, None)
-            hyperparameters.check(group)
-            for param, name in self._named(index):
+            options.check(group)
+            for i, param in enumerate(group["params"]):
+                name = self._name((index, i))
                 check_param(param, name)
                 self._select(group, param, name)
             if self.flatten:
@@ -264,7 +216,7 @@ class FusedRAdam(Optimizer):
         except BaseException:
             self.param_groups.pop()
             raise
-        hyperparameters.warn_if_never_rectified(group)
+        options.warn_if_never_rectified(group)
 
     def _select(self, group: dict[str, Any], param: Tensor, name: str) -> backends.Backend:
         return backends.select(
@@ -272,16 +224,15 @@ class FusedRAdam(Optimizer):
         )
 
     def _flatten(self, index: int) -> None:
-        named = [(name, param) for param, name in self._named(index)]
+        params = self.param_groups[index]["params"]
+        named = [(self._name((index, i)), param) for i, param in enumerate(params)]
         self.flat_buffers.append(FlatBuffers(named))
 
-    def _named(self, index: int) -> Iterable[tuple[Tensor, str]]:
-        """Every parameter of a group with the name that errors call it by."""
-        group = self.param_groups[index]
-        names = [f"parameter {name!r}" for name in group.get("param_names", ())] or [
-            f"parameter {i} of group {index}" for i in range(len(group["params"]))
-        ]
-        return zip(group["params"], names, strict=True)
+    def _name(self, place: backends.Place) -> str:
+        """What errors call a parameter."""
+        index, i = place
+        names = self.param_groups[index].get("param_names", ())
+        return f"parameter {names[i]!r}" if i < len(names) else f"parameter {i} of group {index}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -298,24 +249,24 @@ class FusedRAdam(Optimizer):
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("flatten", False)
         self.__dict__.setdefault("flat_buffers", [])
-        self._reset()
+        if "_lock" not in self.__dict__:  # a copy
+            self._lock = _new_lock(self)
+        self._forget_plan()
         for index, group in enumerate(self.param_groups):
-            for name in ("maximize", "capturable", "differentiable", "decoupled_weight_decay"):
-                group.setdefault(name, False)
-            group.setdefault("foreach", None)
+            for name, default in DEFAULTS.items():
+                if name not in OURS:
+                    group.setdefault(name, default)
             # A loaded group that lacks an option of ours leaves it as it was.
             before = previous[index] if index < len(previous) else self.defaults
-            for name in OWN_DEFAULTS:
+            for name in OURS:
                 if name in before:
                     group.setdefault(name, before[name])
             for param in group["params"]:
                 if self.state.get(param):
-                    count = float(self.state[param]["step"])
-                    device = param.device if group["capturable"] else torch.device("cpu")
-                    step = torch.tensor(count, dtype=counter_dtype(), device=device)
-                    self.state[param]["step"] = step
+                    device = param.device if group["capturable"] else CPU
+                    place_counter(self.state[param], device)
         if self._loading is not None:
-            self._restore_moment_dtypes(self._loading)
+            self._restore(self._loading)
         if flat_gradients is not None:
             # A copy: its parameters lie where copying has put them.
             self.flat_buffers = []
@@ -324,18 +275,27 @@ class FusedRAdam(Optimizer):
                 if has_gradients:
                     self.flat_buffers[index].flatten_gradients()
 
-    def _restore_moment_dtypes(self, state_dict: StateDict) -> None:
-        """Undo torch's cast of 16-bit parameters' moments to their parameter's dtype."""
+    def _restore(self, state_dict: StateDict) -> None:
+        """Undo two things that torch does to a loaded state.
+
+        It casts the moments of 16-bit parameters to their parameter's dtype, and it leaves the step
+        counts of the state_dict in place, which the optimizer they came from goes on counting.
+        """
+        shared = []
         for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
                 saved = state_dict["state"].get(saved_id, {})
+                state = self.state.get(param, {})
+                if saved and state["step"] is saved["step"]:
+                    shared.append((state, float(state["step"]), state["step"].device))
                 if param.dtype.itemsize > 2:
                     continue
                 for key in MOMENTS:
                     if key in saved:
                         dtype = saved[key].dtype
                         kept = dtype if dtype == param.dtype else arithmetic_dtype(param)
-                        self.state[param][key] = saved[key].to(device=param.device, dtype=kept)
+                        state[key] = saved[key].to(device=param.device, dtype=kept)
+        add_counters(shared)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state_dict of this optimizer or of :class:`torch.optim.RAdam`.
@@ -346,11 +306,7 @@ class FusedRAdam(Optimizer):
 
         Args:
             state_dict: What :meth:`state_dict` returned.
-
-        Raises:
-            RuntimeError: A CUDA graph exists that a step was captured into.
         """
-        self._captures.forbid("a state_dict was loaded")
 
         def keep(_: Optimizer, final: StateDict) -> None:
             self._loading = final
@@ -375,92 +331,116 @@ class FusedRAdam(Optimizer):
         for flat in self.flat_buffers:
             flat.zero_gradients()
 
-    @property
-    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
-        """The scale and the verdict that a gradient scaler has left for the step that is due."""
-        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-
-    def _replan(self) -> None:
-        """Check every gradient and every state, then make new launches for every group."""
-        self._captures.forbid("tensors or options of the optimizer have changed")
-        if any(group["capturable"] for group in self.param_groups) and _is_capturing():
-            raise RuntimeError(
-                "the first step, and the first after a change, makes tensors that a replay would "
-                "make anew: take one step before the capture"
-            )
+    def _plan_all(self, scaled: bool) -> None:
+        """Plan every parameter that has a gradient, in new launches."""
+        self._forget_plan()
+        self._planned_for_scaling = scaled
+        groups = self.param_groups
         for flat in self.flat_buffers:
             flat.check()
-        for index, group in enumerate(self.param_groups):
-            hyperparameters.check_own(group)
-            for param, name in self._named(index):
-                if param.grad is not None:
-                    check_param(param, name)
-                    check_grad(param, param.grad, name)
-                    if self.state.get(param):
-                        check_state(param, self.state[param], name)
-                    self._select(group, param, name)
-        self._forget_plans()
-        self._plans = [self._plan(index) for index in range(len(self.param_groups))]
-        self._planned_states = list(self.state.values())
+        for group in groups:
+            options.check(group)
+        self._planned = [options.planned(group) for group in groups]
+        self._numbers = backends.new_numbers()
+        if _C is None:  # eager only, and every step plans
+            places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
+            self._plan([(g, i) for g, i in places if groups[g]["params"][i].grad is not None])
+            return
+        self._numbers.read(groups)
+        waiting = _C.Waiting(groups)
+        self._plan(waiting.take(groups))
+        self._waiting = waiting
 
-    def _plan(self, index: int) -> _Plan:
-        group = self.param_groups[index]
-        amsgrad = option(group, "amsgrad")
-        waiting, without_state = [], []
-        by_backend: dict[backends.Backend, list[Tensor]] = {}
-        for param, name in self._named(index):
-            if not self.state.get(param):
-                if param.grad is None:
-                    waiting.append(param)
-                    continue
-                without_state.append(param)
-            backend = self._select(group, param, name)
-            by_backend.setdefault(backend, []).append(param)
-        in_param_dtype = option(group, "moments_in_param_dtype")
-        states = new_states(without_state, amsgrad, in_param_dtype)
-        for param, state in zip(without_state, states, strict=True):
-            self.state[param] |= state
-        planned = [param for params in by_backend.values() for param in params]
-        for param in planned:
-            if amsgrad and "max_exp_avg_sq" not in self.state[param]:
-                maximum = torch.zeros_like(self.state[param]["exp_avg_sq"])
-                self.state[param]["max_exp_avg_sq"] = maximum
-        flat = self.flat_buffers[index] if self.flatten else None
-        if flat is not None:
-            flat.take_over([(param, self.state[param]) for param in planned], moment_names(amsgrad))
-        # A scaler's verdict stays on the device, so what it decides has to be counted there; the
-        # counters stay there afterwards.
-        counts_on_device = (
+    def _plan(self, places: Sequence[backends.Place]) -> None:
+        """Check the parameters at some places, make their states, and add them to launches."""
+        found = []
+        for place in places:
+            group = self.param_groups[place[0]]
+            param, name = group["params"][place[1]], self._name(place)
+            grad = param.grad
+            if grad is None:
+                raise RuntimeError(f"grad of {name} changed while the step was prepared")
+            check_param(param, name)
+            check_grad(param, grad, name)
+            state = self.state.get(param)
+            if state:
+                check_state(param, state, name)
+            found.append((place, group, param, grad.dtype, self._select(group, param, name)))
+        if any(group["capturable"] for _, group, *_ in found) and backends.is_capturing():
+            raise RuntimeError(
+                "cannot capture this step: it allocates state. Run one step after any change, then "
+                "capture"
+            )
+        created = [param for _, _, param, *_ in found if not self.state.get(param)]
+        try:
+            counted_on_device = [
+                backend.supports_capturable and self._counts_on_device(group, self.state[param])
+                for _, group, param, _, backend in found
+            ]
+            complete_states(
+                [
+                    New(param, self.state[param], group, param.device if on_device else CPU)
+                    for (_, group, param, *_), on_device in zip(
+                        found, counted_on_device, strict=True
+                    )
+                ]
+            )
+            for (place, group, param, grad_dtype, backend), on_device in zip(
+                found, counted_on_device, strict=True
+            ):
+                state = self.state[param]
+                names = tuple(field.name for field in fields(group))
+                slot = None
+                if self.flatten:
+                    buffer, slot = self.flat_buffers[place[0]].of(param)
+                    buffer.take_over(slot, state, (name for name in MOMENTS if name in names))
+                self._launches.add(place, param, grad_dtype, state, names, backend, on_device, slot)
+        except BaseException:
+            for param in created:
+                self.state.pop(param, None)
+            raise
+
+    def _counts_on_device(self, group: dict[str, Any], state: State) -> bool:
+        """Whether a backend that can count a parameter's steps on its device is to do so."""
+        step = state.get("step")
+        return (
             group["capturable"]
-            or self._scaling != (None, None)
-            or any(self.state[param]["step"].device.type != "cpu" for param in planned)
+            # The flag of a scaler stays on the device, so a step that it skips is counted there;
+            # the counters stay there afterwards.
+            or self._planned_for_scaling
+            or (isinstance(step, Tensor) and step.device.type != "cpu")
         )
-        setup = backends.Setup(amsgrad, counts_on_device, flat)
-        launches = [
-            launch
-            for backend, params in by_backend.items()
-            for launch in backend.launches(params, [self.state[p] for p in params], setup)
-        ]
-        options = planned_options(group)
-        return _Plan(list(group["params"]), options, launches, waiting, counts_on_device)
 
-    def _prepare(self) -> list[backends.Launch] | None:
-        """What a step has to run; None where the plans no longer hold. Writes nothing."""
-        if len(self._plans) != len(self.param_groups):
-            return None
-        if not same_objects(self.state, self._planned_states):
-            return None
-        scaling = self._scaling
-        work = []
-        for group, plan in zip(self.param_groups, self._plans, strict=True):
-            if not plan.is_for(group, scaling != (None, None)):
-                return None
-            inputs = StepInputs(group, *scaling)
-            for launch in plan.launches:
-                if not launch.refresh(inputs):
-                    return None
-                work.append(launch)
-        return work
+    def _read(self, scaled: bool) -> bool:
+        """Read what the step works on; False where the launches do not fit it (any more)."""
+        if self._waiting is None or (scaled and not self._planned_for_scaling):
+            return False
+        groups = self.param_groups
+        for index in self._numbers.read(groups):
+            options.check(groups[index])
+            planned = self._planned[index] if index < len(self._planned) else None
+            if planned != options.planned(groups[index]):
+                return False
+        late = self._waiting.take(groups)
+        if late:
+            self._plan(late)
+        return late is not None and self._launches.read(groups, self.state)
+
+    def _prepare(self) -> backends.Step:
+        """Read what the step works on, planning first where that has changed.
+
+        Writes nothing but new states.
+        """
+        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scaled = scaling != (None, None)
+        if not self._read(scaled):
+            self._plan_all(scaled or self._planned_for_scaling)
+            if not self._launches.read(self.param_groups, self.state):
+                place, tensor = self._launches.misfit()
+                raise RuntimeError(
+                    f"{tensor} of {self._name(place)} changed while the step was prepared"
+                )
+        return backends.Step(self.param_groups, self._numbers, *scaling, backends.is_capturing())
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -496,27 +476,14 @@ class FusedRAdam(Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _step(self) -> None:
         try:
-            work = self._prepare()
-            if work is None:
-                self._replan()
-                work = self._prepare()
-                if work is None:
-                    raise RuntimeError("the tensors changed while the step was prepared")
+            step = self._prepare()  # which may replace the launches
+            self._launches.run(step)
         except BaseException:
-            if not self._captures:  # which a new plan would part from their counters
-                self._forget_plans()  # they hold gradients
+            self._launches.release()
+            self._forget_plan()
             raise
-        if self._captures:
-            self._captures.check_gradients(self._have_gradients())
-        graphs = [graph for graph in [launch.run() for launch in work] if graph is not None]
-        if graphs:
-            self._captures.add(graphs, work, self._have_gradients())
-            for index, group in enumerate(self.param_groups):
-                if not isinstance(group, CapturedGroup):
-                    self.param_groups[index] = CapturedGroup(group, self._captures)
-
-    def _have_gradients(self) -> list[bool]:
-        return [p.grad is not None for group in self.param_groups for p in group["params"]]
+        if self._numbers is not None:
+            self._numbers.release()
 
     def rectification(self) -> list[Rectification]:
         """Where each parameter group stands, for loggers; one entry a group."""

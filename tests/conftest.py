@@ -4,12 +4,14 @@ from hypothesis import HealthCheck, settings
 
 from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 
-from .engines import ENGINES, CudaGrid, TritonInterpreter
+from .harness.backends import ENGINES, CudaGrid
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+ON_THE_HOST = ["cuda-grid", "triton-ptx"]
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +19,7 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "eager", "cuda-grid", "triton-interpreter"])
+@pytest.fixture(params=["cpu", "eager", *ON_THE_HOST])
 def backend(request, monkeypatch):
     """Every backend, those for devices on the host."""
     if request.param in ENGINES:
@@ -25,38 +27,37 @@ def backend(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(params=instruction_sets())
+@pytest.fixture(
+    params=[*((name, False) for name in instruction_sets()), (instruction_sets()[0], True)],
+    ids=lambda param: f"{param[0]}{'-prefetch' * param[1]}",
+)
 def instruction_set(request, monkeypatch):
-    """Every build of the CPU kernel that this machine runs."""
-    monkeypatch.setattr(CpuLaunch, "instruction_set", request.param)
-    return request.param
+    """Every build of the CPU kernel that this machine runs, the best one with prefetches too."""
+    name, prefetch = request.param
+    monkeypatch.setattr(CpuLaunch, "instruction_set", name)
+    monkeypatch.setattr(CpuLaunch, "prefetch", prefetch)
+    return name
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
-    """An engine for devices: on the host, and on a GPU where there is one."""
+    """A backend for devices: on the host, and on a GPU where there is one."""
     return ENGINES[request.param](monkeypatch)
 
 
 @pytest.fixture(params=["cuda-gpu", "triton-gpu"])
 def gpu(request, monkeypatch):
-    """An engine on a GPU, where there is one."""
+    """A backend on a GPU, where there is one."""
     return ENGINES[request.param](monkeypatch)
 
 
-@pytest.fixture(params=[CudaGrid, TritonInterpreter], ids=["cuda-grid", "triton-interpreter"])
+@pytest.fixture(params=ON_THE_HOST)
 def host_engine(request, monkeypatch):
-    """An engine for devices on the host."""
-    return request.param(monkeypatch)
+    """A backend for devices on the host."""
+    return ENGINES[request.param](monkeypatch)
 
 
 @pytest.fixture
 def grid(monkeypatch):
-    """The CUDA engine's grid on the host."""
+    """The CUDA backend's grid on the host."""
     return CudaGrid(monkeypatch)
-
-
-@pytest.fixture
-def interpreter(monkeypatch):
-    """The Triton engine's kernels, interpreted."""
-    return TritonInterpreter(monkeypatch)

@@ -1,9 +1,11 @@
 """Running optimizers and comparing what comes out."""
 
+import contextlib
+
 import numpy as np
 import torch
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, extension
 
 from .truth import REAL, Truth
 
@@ -121,11 +123,20 @@ def train(optimizer, steps):
     return optimizer
 
 
-def is_direct(optimizer):
-    """Whether the kernel works on the tensors themselves, not on copies."""
-    return all(
-        not launch._table._bucket.staged for plan in optimizer._plans for launch in plan.launches
-    )
+@contextlib.contextmanager
+def counted_copies():
+    """Counts the temporary copies that steps make of tensors which no kernel can address."""
+    copies, copy = [], extension.dense_copy
+
+    def counted(tensor, like):
+        copies.append(tensor)
+        return copy(tensor, like)
+
+    extension._C.connect(counted)
+    try:
+        yield copies
+    finally:
+        extension._C.connect(copy)
 
 
 def fused(params, **options):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
-from radam_fused.backends import cpu, cuda, extension, triton
+from radam_fused.backends import cpu, cuda, triton
 
 from .helpers import gradients, parameters, train
 
 
 def chosen(optimizer):
-    return [type(launch).__name__ for launch in optimizer._plans[0].launches]
+    return [type(launch).__name__ for launch in optimizer._launches]
 
 
 def output_of(code, **environment):
@@ -47,7 +47,7 @@ def test_cuda_says_why_it_is_not_there(lacks, monkeypatch):
         del stub.cuda_architectures
     monkeypatch.setattr(cuda, "_C", stub)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    served = cuda.BACKEND._replace(unavailable=cuda._unavailable)
+    served = backends.BACKENDS["cuda"]._replace(unavailable=cuda.unavailable.__wrapped__)
     monkeypatch.setitem(backends.BACKENDS, "cuda", served)
     with pytest.raises(RuntimeError, match=f"'cuda' is not available: {REASONS[lacks][1]}"):
         FusedRAdam(parameters((3,)), backend="cuda")
@@ -57,7 +57,7 @@ def test_cuda_refuses_tensors_elsewhere(grid):
     p = torch.nn.Parameter(torch.zeros(3, device="meta"))
     with pytest.raises(RuntimeError, match=r"'cuda' cannot step parameter 0 .* it is on meta"):
         FusedRAdam([p], backend="cuda")
-    assert "not on a CUDA device" in cuda._refuses(torch.zeros(3))
+    assert "not on a CUDA device" in cuda.unsupported(torch.zeros(3))
 
 
 ASK_FOR_TRITON = """
@@ -95,17 +95,39 @@ def test_neither_triton_nor_a_compiler_is_imported_before_it_is_needed():
 
 
 def test_triton_refuses_tensors_elsewhere():
-    assert "it is on cpu, not on a CUDA or ROCm device" in triton._refuses(torch.zeros(3))
+    assert "it is on cpu, not on a CUDA or ROCm device" in triton.unsupported(torch.zeros(3))
 
 
-def test_the_interpreter_serves_the_cpu_by_name_alone(interpreter):
-    params = parameters((3,))
-    steps = gradients(params, 1)
-    assert chosen(train(FusedRAdam(params, backend="triton"), steps)) == ["TritonLaunch"]
-    assert chosen(train(FusedRAdam(params), steps)) == ["CpuLaunch"]
-    p = torch.nn.Parameter(torch.zeros(3, device="meta"))
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET reaches only the CPU's memory"):
-        FusedRAdam([p], backend="triton")
+STEP_BY_TRITON = """
+import torch
+from radam_fused import FusedRAdam
+p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
+auto = FusedRAdam([p])
+optimizer = FusedRAdam([p], lr=0.1, backend="triton")
+for step in range(8):
+    p.grad = torch.linspace(step, 1, 1500)
+    optimizer.step()
+print(p.tolist())
+auto.step()
+print([type(launch).__name__ for o in (optimizer, auto) for launch in o._launches])
+try:
+    FusedRAdam([torch.nn.Parameter(torch.zeros(3, device="meta"))], backend="triton")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_the_interpreter_serves_the_cpu_by_name_alone():
+    pytest.importorskip("triton")
+    result, launches, error = output_of(STEP_BY_TRITON, TRITON_INTERPRET="1").splitlines()
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
+    optimizer = FusedRAdam([p], lr=0.1, backend="cpu")
+    for step in range(8):
+        p.grad = torch.linspace(step, 1, 1500)
+        optimizer.step()
+    assert result == str(p.tolist())
+    assert launches == "['TritonLaunch', 'CpuLaunch']"
+    assert "TRITON_INTERPRET reaches only the CPU's memory" in error
 
 
 def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
@@ -140,44 +162,56 @@ def test_a_wrapper_subclass_is_never_addressed():
     assert p.b.tolist() == [0.0] * 3
 
 
-STEP_BY_TRITON = """
-import sys
-sys.modules["radam_fused._C"] = None  # as if it were not there
+WITHOUT_EXTENSION = """
+import importlib.machinery, sys, types
+broken = types.ModuleType("radam_fused._C")
+broken.__spec__ = importlib.machinery.ModuleSpec("radam_fused._C", None)
+sys.modules["radam_fused._C"] = broken if {broken} else None
 import torch
-from radam_fused import FusedRAdam
+from radam_fused import FlatBuffers, FusedRAdam
 from radam_fused.__main__ import main
 p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
-optimizer = FusedRAdam([p], lr=0.1, backend="triton")
+late = torch.nn.Parameter(torch.zeros(3))
+optimizer = FusedRAdam([p, late], lr=0.1)
 for step in range(8):
     p.grad = torch.linspace(step, 1, 1500)
+    late.grad = torch.ones(3) if step > 4 else None
     optimizer.step()
-print(p.tolist())
+print(p.tolist() + late.tolist())
+for wanted in (lambda: FusedRAdam([p], backend="cpu"), lambda: FlatBuffers([p])):
+    try:
+        wanted()
+    except RuntimeError as error:
+        print(error)
 main()
 """
 
 
-def test_an_installation_without_the_extension():
-    """As RADAM_FUSED_EXTENSION=0 makes it."""
-    pytest.importorskip("triton")
-    [result, *report] = output_of(STEP_BY_TRITON, TRITON_INTERPRET="1").splitlines()
-    reason = "this installation is without the extension radam_fused._C"
-    assert f"  cpu      not usable: {reason}" in report
-    assert "  triton   usable" in report
+@pytest.mark.parametrize("broken", [False, True], ids=["absent", "broken"])
+def test_without_the_extension_eager_serves_and_the_others_say_why(broken):
+    code = WITHOUT_EXTENSION.replace("{broken}", str(broken))
+    result, error, flat, *report = output_of(code).splitlines()
+    expected = (
+        "the extension radam_fused._C does not load: module"
+        if broken
+        else ("this installation has no extension radam_fused._C")
+    )
+    assert expected in error
+    assert error.startswith("backend='cpu' is not available: ")
+    reason = error.removeprefix("backend='cpu' is not available: ")
+    assert flat == f"flat buffers need the extension: {reason}"
+    for name in ("cpu", "triton", "cuda"):
+        [line] = [line for line in report if line.startswith(f"  {name:<8} not usable: ")]
+        assert reason in line
+    assert "  eager    usable" in report
 
-    p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
-    optimizer = FusedRAdam([p], lr=0.1, backend="cpu")
+    p, late = torch.nn.Parameter(torch.linspace(-1, 1, 1500)), torch.nn.Parameter(torch.zeros(3))
+    optimizer = FusedRAdam([p, late], lr=0.1, backend="eager")
     for step in range(8):
         p.grad = torch.linspace(step, 1, 1500)
+        late.grad = torch.ones(3) if step > 4 else None
         optimizer.step()
-    assert result == str(p.tolist())
-
-
-def test_without_the_extension_auto_runs_eager_and_cpu_says_why(monkeypatch):
-    monkeypatch.setattr(extension, "why_not", "the extension does not load: no such file")
-    with pytest.raises(RuntimeError, match="'cpu' is not available: the extension does not load"):
-        FusedRAdam(parameters((3,)), backend="cpu")
-    params = parameters((3,))
-    assert chosen(train(FusedRAdam(params), gradients(params, 1))) == ["EagerLaunch"]
+    assert result == str(p.tolist() + late.tolist())
 
 
 def test_names_in_the_order_of_auto():

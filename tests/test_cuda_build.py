@@ -1,4 +1,4 @@
-"""How the CUDA engine is built, and what the compiler made of it."""
+"""How the CUDA backend is built, and what the compiler made of it."""
 
 import os
 import re
@@ -16,7 +16,7 @@ import pytest
 import radam_fused
 from radam_fused.backends.cuda import architectures
 
-from .engines import with_tools
+from .harness.host_grid import with_tools
 
 ROOT = Path(radam_fused.__file__).parents[1]
 CUDA_WANTED = shutil.which("nvcc") and os.environ.get("RADAM_FUSED_CUDA", "AUTO") == "AUTO"
@@ -26,7 +26,7 @@ SIZES = {"double": 8, "float": 4, "radam::BFloat16": 2, "radam::Half": 2}
 
 @cache
 def cuobjdump(*options):
-    """What the tool that comes with triton says of the extension."""
+    """The output of the tool that comes with triton, for the extension."""
     triton = find_spec("triton")
     tool = triton and Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if not tool:
@@ -40,7 +40,7 @@ needs_cuda = pytest.mark.skipif(architectures() is None, reason="built without C
 needs_compiler = pytest.mark.skipif(not CUDA_WANTED, reason="no nvcc")
 
 
-def test_where_there_is_a_compiler_the_engine_is_there():
+def test_the_backend_is_built_where_there_is_a_compiler():
     assert not CUDA_WANTED or architectures()
 
 
@@ -70,7 +70,7 @@ def test_every_combination_has_a_kernel_that_spills_nothing():
     assert len(found) == len([a for a in architectures().split() if not a.endswith("virtual")])
     for architecture, kernels in found.items():
         steps = Counter(kernel_types(name) for name in kernels)
-        # 4 dtypes of the gradient; 16-bit parameters have moments of two; with amsgrad or not.
+        # 4 dtypes of the gradient; moments of 16-bit parameters have two; with amsgrad or not.
         assert len([types for types in steps if types]) == (4 + 4 + 8 + 8) * 2, architecture
         for name, usage in kernels.items():
             assert usage["STACK"] == usage["LOCAL"] == usage["SHARED"] == 0, (architecture, name)
@@ -125,7 +125,7 @@ def configure(tmp_path, *options, **environment):
 def test_cuda_configured_off_needs_no_compiler(tmp_path):
     done = configure(tmp_path, "-DRADAM_FUSED_CUDA=0")
     assert done.returncode == 0
-    assert "without the CUDA engine" in done.stdout
+    assert "without the CUDA backend" in done.stdout
 
 
 def test_cuda_configured_on_without_a_compiler_is_an_error(tmp_path):
@@ -145,10 +145,10 @@ def test_cuda_configured_on_without_a_compiler_is_an_error(tmp_path):
 )
 def test_configured_architectures(environment, expected, tmp_path):
     done = configure(tmp_path, **environment)
-    assert f"the CUDA engine for {expected}, CUDA" in done.stdout, done.stderr
+    assert f"the CUDA backend for {expected}, CUDA" in done.stdout, done.stderr
 
 
 @needs_compiler
-def test_an_odd_configured_architecture_is_an_error(tmp_path):
+def test_an_unknown_configured_architecture_is_an_error(tmp_path):
     done = configure(tmp_path, TORCH_CUDA_ARCH_LIST="Hopper")
     assert "expected numbers such as 9.0, not Hopper" in " ".join(done.stderr.split())

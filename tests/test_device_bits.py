@@ -135,7 +135,7 @@ def drawn_table(seed, device):
     grad = draw.choice([param, *FLOATS.values()])
     arithmetic = torch.float64 if param == torch.float64 else torch.float32
     moment = draw.choice([arithmetic, param])
-    count = draw.choice([1, 2, 3, 7, 20, 55, 56, 57, 130])
+    count = draw.choice([1, 2, 3, 7, 20, 46, 47, 48, 130])
     edges = [0, 1, 3, 4, 5, 7, 8, 9, 127, 128, 1023, 1024, 1025, 2047, 2048, 3000, 5000]
     sizes = [draw.choice(edges[: 12 if count > 20 else None]) for _ in range(count)]
     misaligned = draw.choice([0.0, 0.0, 0.2, 1.0])
@@ -209,10 +209,8 @@ def test_the_guards_notice_a_write():
         guarded.assert_untouched()
 
 
-@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 56, 57, 511, 512, 1500])
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 46, 47, 48, 55, 56, 57, 511, 512, 1500])
 def test_tables_in_arguments_and_in_device_memory(count, engine):
-    if engine.is_slow and count > 100:
-        pytest.skip("interpreted too slowly")
     params = parameters(*[(1 + i % 40,) for i in range(count)])
     optimizers = pair(engine, params)
     for grads in gradients(params, 7):
@@ -228,9 +226,11 @@ def test_more_step_counts_than_travel_in_arguments(engine):
         assert_same_on_both(*optimizers)
 
 
-def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(host_engine):
-    params = parameters(*[(4, 2)] * (100 if host_engine.is_slow else 1000))
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(capturable, host_engine):
+    params = parameters(*[(4, 2)] * 1000)
     optimizer = FusedRAdam(params, backend=host_engine.backend)
+    optimizer.param_groups[0]["capturable"] = capturable
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -240,13 +240,17 @@ def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(host_engine
         optimizer.step()
         return host_engine.launches() - before
 
-    assert launches() == 1
+    # The step, and what brings its coefficients: a prologue, a copy, or the step's own arguments.
+    usual = 1 if host_engine.backend == "cuda" and not capturable else 2
+    # A row of a segment has 80 bytes, the arguments of an upload 32,744.
+    uploaded = usual + 3 if host_engine.backend == "cuda" else 2 + capturable
+    assert launches() == usual
     params[3].grad = torch.ones_like(params[3])  # elsewhere
-    assert 1 < launches() <= 3  # 1,000 segments fill the arguments of two CUDA uploads
-    assert launches() == 1
+    assert launches() == uploaded
+    assert launches() == usual
     params[3].grad = None
-    assert launches() > 1
-    assert launches() == 1
+    assert launches() == uploaded
+    assert launches() == usual
 
 
 def test_views_with_gaps_and_gradients_in_another_order(engine):

@@ -8,7 +8,7 @@ import torch
 
 from radam_fused import FusedRAdam, backends
 
-from .engines import ENGINES
+from .harness.backends import ENGINES
 from .helpers import assert_same_bits
 
 STEPS = 200  # the first rectified one is the sixth
@@ -22,7 +22,7 @@ OPTIONS = {
     "flat": {"flatten": True, "weight_decay": 0.01},
 }
 
-HERE = ["eager", "cpu", "cuda-grid", "triton-interpreter"]
+HERE = ["eager", "cpu", "cuda-grid", "triton-ptx"]
 ON_A_GPU = ["cuda-gpu", "triton-gpu"]
 
 
@@ -31,8 +31,6 @@ def place(engine, monkeypatch):
     if engine in ("eager", "cpu"):
         return engine, torch.device("cpu")
     made = ENGINES[engine](monkeypatch)
-    if engine == "triton-interpreter":
-        monkeypatch.setattr(made.kernels, "_UPLOAD", 64)  # interpreted word by word
     return made.backend, made.device
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from radam_fused import FlatBuffers, FusedRAdam
+from radam_fused.state import ROLES
 
 from .helpers import (
     OPTIONS,
@@ -113,12 +114,14 @@ def test_a_module_trains_as_without(backend):
 def test_moments_lie_side_by_side(backend):
     params = parameters(*SHAPES)
     optimizer = train(FusedRAdam(params, backend=backend, flatten=True), gradients(params, 1))
+    slots = optimizer.flat_buffers[0].buffers[0].slots
     for key in ("exp_avg", "exp_avg_sq"):
-        views = [optimizer.state[p][key] for p in params]
-        assert len({view.untyped_storage().data_ptr() for view in views}) == 1
-        for p, view in zip(params, views, strict=True):
-            assert view.shape == p.shape
-            assert p.numel() == 0 or view.data_ptr() % 128 == 0
+        parts = [optimizer.state[p][key] for p in params if p.numel() > 0]
+        first = parts[0].data_ptr()
+        for part, slot in zip(parts, (s for s in slots if s.param.numel() > 0), strict=True):
+            assert part.shape == slot.param.shape
+            assert part.data_ptr() % 128 == 0
+            assert part.data_ptr() - first == slot.offset * part.element_size()
 
 
 def test_module_checkpoints_keep_the_buffers(backend):
@@ -303,16 +306,15 @@ class TestGradients:
         for tensor in (buffer.data, buffer.grad):
             assert tensor.isfinite().all()
 
-    def test_a_step_is_one_range(self):
-        params, flat, _ = self.pair("cpu")
+    def test_neighbours_without_padding_are_one_range(self):
+        # Without padding between them: multiples of 128 bytes.
+        params, flat, _ = self.pair("cpu", [(64, 16), (32,), (0,), (4, 8), (33,), (1025,)])
         self.accumulate(flat, gradients(params, 1)[0])
         flat.step()
-        [plan] = flat._plans
-        [launch] = plan.launches
-        assert launch._table.rows.refresh(128) == [2.0]
-        assert launch._table.rows.ranges == 1
-        launch._table.rows.refresh(0)  # eps = 0: padding stays out
-        assert launch._table.rows.ranges == len(params) - 1 - 1  # one empty, two without a gap
+        [launch] = flat._launches
+        assert launch.read(flat.param_groups, flat.state)
+        assert len(launch.table.segments) == 2 * 8 * (len(ROLES) + 4)
+        launch.release()
 
     def test_autograd_accumulates_in_the_buffer(self, backend):
         nets = [model(), model()]

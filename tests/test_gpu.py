@@ -24,12 +24,12 @@ def stepped(gpu, shapes, **options):
     return params, optimizer
 
 
-def test_auto_takes_the_engines_in_their_order(gpu, monkeypatch):
+def test_auto_takes_the_backends_in_their_order(gpu, monkeypatch):
     if gpu.backend == "triton":
         monkeypatch.delitem(backends.BACKENDS, "cuda")
     gpu.backend, expected = "auto", {"cuda": "CudaLaunch", "triton": "TritonLaunch"}[gpu.backend]
     params, optimizer = stepped(gpu, [(3,)])
-    assert [type(launch).__name__ for launch in optimizer._plans[0].launches] == [expected]
+    assert [type(launch).__name__ for launch in optimizer._launches] == [expected]
     assert optimizer.state[params[0]]["step"].device.type == "cpu"
 
 

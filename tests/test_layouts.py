@@ -1,13 +1,21 @@
 """Any memory order, misalignment and kind of tensor; nothing outside a tensor is touched."""
 
 import copy
+import weakref
 
 import pytest
 import torch
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, extension
 
-from .helpers import assert_same_bits, assert_same_run, gradients, is_direct, parameters, train
+from .helpers import (
+    assert_same_bits,
+    assert_same_run,
+    counted_copies,
+    gradients,
+    parameters,
+    train,
+)
 
 
 def with_gaps(t):
@@ -46,16 +54,40 @@ def test_usual_tensors_are_stepped_in_place():
     params += parameters((3,), dtype=torch.bfloat16) + parameters((4,), dtype=torch.complex64)
     params += [torch.nn.Parameter(LAYOUTS[k](params[3].detach())) for k in LAYOUTS if k != "gaps"]
     optimizer = FusedRAdam(params, backend="cpu")
-    for _ in range(2):
-        for p in params:
-            p.grad = torch.ones_like(p)
-        optimizer.step()
-    assert is_direct(optimizer)
+    with counted_copies() as copied:
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert copied == []
     params.append(torch.nn.Parameter(with_gaps(torch.ones(3))))
     params[-1].grad = torch.ones(3)
     optimizer.add_param_group({"params": params[-1:]})
-    optimizer.step()
-    assert not is_direct(optimizer)
+    with counted_copies() as copied:
+        optimizer.step()
+    assert [tensor is params[-1] for tensor in copied] == [True]
+
+
+def test_an_odd_gradient_alone_is_copied_and_only_for_a_step():
+    [p] = parameters((40, 30))
+    optimizer = FusedRAdam([p], backend="cpu")
+    for _ in range(3):
+        p.grad = torch.randn(30, 40).t()
+        with counted_copies() as copied:
+            optimizer.step()
+        assert [tensor is p.grad for tensor in copied] == [True]
+    copies = []
+    with counted_copies():
+        connected = extension.dense_copy
+
+        def watched(tensor, like):
+            copy = connected(tensor, like)
+            copies.append(weakref.ref(copy))
+            return copy
+
+        extension._C.connect(watched)
+        optimizer.step()
+    assert [copy() for copy in copies] == [None]
 
 
 def test_loaded_moments_are_brought_into_the_parameter_s_order():
@@ -67,12 +99,18 @@ def test_loaded_moments_are_brought_into_the_parameter_s_order():
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     with torch.no_grad():
         moved[0].copy_(plain[0])
-    for grads in steps[6:]:
-        train(one, [grads])
-        moved[0].grad = LAYOUTS["channels_last"](grads[0])
-        other.step()
+    moments = [other.state[moved[0]][key] for key in ("exp_avg", "exp_avg_sq")]
+    with counted_copies() as copied:
+        for grads in steps[6:]:
+            train(one, [grads])
+            moved[0].grad = LAYOUTS["channels_last"](grads[0])
+            other.step()
     assert_same_run(one, other)
-    assert is_direct(other)
+    assert copied == []
+    assert all(
+        other.state[moved[0]][key] is moment
+        for key, moment in zip(("exp_avg", "exp_avg_sq"), moments, strict=True)
+    )
     assert other.state[moved[0]]["exp_avg"].stride() == moved[0].stride()
 
 
@@ -114,7 +152,6 @@ def test_misaligned_views_and_their_neighbours(offset, size, dtype):
 
 
 def test_neighbouring_moments_are_untouched():
-    """Small parameters' moments share an allocation."""
     params = parameters((3,), (5,), (70,))
     optimizer = train(FusedRAdam(params), gradients(params, 1))
     before = {p: optimizer.state[p]["exp_avg"].clone() for p in params}

@@ -1,28 +1,31 @@
 """What Triton's compiler makes of the kernels, for GPUs that need not be there."""
 
 import re
+import struct
 import subprocess
-import types
 from collections import Counter
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from radam_fused import FusedRAdam, backends, rectification
-from radam_fused.backends import cpu
-from radam_fused.backends import triton as engine
+from radam_fused import FusedRAdam, rectification
+from radam_fused.options import OPTION_NAMES
+from radam_fused.state import ROLES
 
-from .engines import interpreted_kernels, repair_interpreter
 from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters, train
 from .test_device_bits import assert_same_on_both, step_both
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from radam_fused.triton_kernels import launch, step  # noqa: E402
+from radam_fused.triton_kernels.radam_math import MOMENTUM  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from .harness.ptx.triton import TritonPtx  # noqa: E402
 
 FLOATS = {
     "float64": tl.float64,
@@ -45,14 +48,19 @@ EVERY = [(p, g, m) for p in FLOATS for g in FLOATS for m in sorted(moments(p))]
 USUAL = [(p, p, m) for p in FLOATS for m in sorted(moments(p))]
 
 
+# Of the kernels' arguments, as a launch passes them.
+TYPES = {"table": "*i64", "count": "i64", "coefficients": "*fp64", "option_rows": "*fp64"}
+TYPES |= {"x": "*fp32", "y": "*fp32"}
+
+
 @cache
 def compiled(kernel, target, constants=(), **options):
-    """A kernel for a target, all of its arguments of 64 bits as the launcher has them."""
+    """A kernel for a target, with its arguments as the launcher has them."""
     constants = dict(constants)
     names = kernel.arg_names
     source = triton.compiler.ASTSource(
         fn=kernel,
-        signature={name: "constexpr" if name in constants else "i64" for name in names},
+        signature={name: "constexpr" if name in constants else TYPES[name] for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
     options = {"enable_fp_fusion": False, **options}
@@ -64,6 +72,10 @@ def step_for(target, param, grad, moment, amsgrad, **options):
     constants = {**types, "AMSGRAD": amsgrad, "CHUNK": launch.CHUNK, "PART": launch.PART}
     options = launch.options_for(target, FLOATS[param], amsgrad) | options
     return compiled(step.step_kernel, target, tuple(constants.items()), **options)
+
+
+def prologue_for(target, counter="float32"):
+    return compiled(step.prologue_kernel, target, (("S", FLOATS[counter]),), num_warps=1)
 
 
 def nvidia(capability):
@@ -121,7 +133,7 @@ def test_places_are_counted_in_64_bits(kernel):
     if kernel == "step":
         code = step_for(nvidia(90), *["float32"] * 3, False).asm["ttir"]
     else:
-        code = compiled(step.prologue_kernel, nvidia(90), num_warps=1).asm["ttir"]
+        code = prologue_for(nvidia(90)).asm["ttir"]
     assert "arith.muli" in code
     assert not re.search(r"arith\.(addi|subi|muli|shli)\b.*: i32\b", code)
 
@@ -152,9 +164,14 @@ def test_nothing_spills(capability, dtypes, amsgrad, tmp_path):
     assert used["STACK"] == used["LOCAL"] == 0
 
 
-@pytest.mark.parametrize("capability", [75, 80, 90, 100, 120])
-def test_the_prologue_rounds_too(capability, tmp_path):
-    kernel = compiled(step.prologue_kernel, nvidia(capability), num_warps=1)
+COUNTERS = pytest.mark.parametrize("counter", ["float32", "float64"])
+CAPABILITIES = pytest.mark.parametrize("capability", [75, 80, 90, 100, 120])
+
+
+@COUNTERS
+@CAPABILITIES
+def test_the_prologue_rounds_too(capability, counter, tmp_path):
+    kernel = prologue_for(nvidia(capability), counter)
     found = arithmetic(kernel.asm["ptx"])
     assert {how for _, how in found} == {".rn"}
     assert not {"fma", "mad"} & {name for name, _ in found}
@@ -164,11 +181,26 @@ def test_the_prologue_rounds_too(capability, tmp_path):
 
 
 def test_the_prologue_s_numbers_are_not_rounded_to_float32():
-    """A literal that is bound to a name would be; the interpreter does not tell."""
-    ptx = compiled(step.prologue_kernel, nvidia(90), num_warps=1).asm["ptx"]
+    """A literal that is bound to a name would be."""
+    ptx = prologue_for(nvidia(90)).asm["ptx"]
     for number in rectification._SERIES:
         bits = [np.float64(sign * number).view(np.uint64) for sign in (1, -1)]
         assert any(f"0d{b:016X}" in ptx for b in bits), number
+
+
+@COUNTERS
+@CAPABILITIES
+def test_every_lane_reads_a_counter_before_one_writes_it(capability, counter):
+    """The 32 lanes of the warp are free to run one after another."""
+    ptx = prologue_for(nvidia(capability), counter).asm["ptx"]
+    bits = FLOATS[counter].primitive_bitwidth
+    [(read, between)] = re.findall(
+        rf"ld\.global\.b{bits} {{ %r\w+ }}, \[ (%rd\d+) \+ 0 \];((?:(?!ld\.global).)*?)"
+        rf"st\.global\.b{bits} \[ \1 ",
+        ptx,
+        re.DOTALL,
+    )
+    assert len(re.findall(r"\bbar(?:rier)?(?:\.warp)?\.sync", between)) == 1, read
 
 
 GFX942 = GPUTarget("hip", "gfx942", 64)
@@ -184,12 +216,10 @@ def test_amd(dtypes):
 
 
 @triton.jit
-def quotients_and_roots(x: tl.int64, y: tl.int64):
+def quotients_and_roots(x, y):
     """The same divisions and roots as the update's, which AMD's compiler builds of fused steps."""
     i = tl.arange(0, 1024)
-    at = x.to(tl.pointer_type(tl.float32)) + i
-    divisor = y.to(tl.pointer_type(tl.float32)) + i
-    tl.store(at, tl.div_rn(tl.load(at), tl.sqrt_rn(tl.load(divisor))))
+    tl.store(x + i, tl.div_rn(tl.load(x + i), tl.sqrt_rn(tl.load(y + i))))
 
 
 def fused_steps(kernel):
@@ -207,51 +237,13 @@ def test_nothing_is_contracted_on_amd():
     assert fused_steps(step_for(GFX942, *float32, False, enable_fp_fusion=True)) > alone + 1.5
 
 
-class Gpu:
-    """Triton's driver for a GPU that is not there: what is launched is interpreted instead."""
-
-    def __init__(self):
-        self.launches = []
-        self.utils = types.SimpleNamespace(
-            get_device_properties=lambda device: {"max_shared_mem": 232448},
-            load_binary=lambda name, *_: (None, name, 0, 0, 1024),  # no module to unload
-        )
-        self._interpreted = interpreted_kernels()
-
-    def get_current_target(self):
-        return nvidia(90)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 4321
-
-    def launcher_cls(self, source, metadata):
-        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
-            assert (y, z, stream, function) == (1, 1, 4321, metadata.name)
-            self.launches.append(metadata.name)
-            with np.errstate(all="ignore"):
-                getattr(self._interpreted, metadata.name)[(x,)](*arguments)
-
-        return launch
+_devices = count()
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU whose launches are interpreted; backend="triton" takes the CPU's memory for its."""
-    pretended = Gpu()
-    repair_interpreter(monkeypatch)
-    monkeypatch.setattr(triton.runtime.driver, "_active", pretended)
-    monkeypatch.setattr(engine, "_module", lambda: launch)
-    served = engine.BACKEND._replace(unavailable=lambda: None, refuses=cpu._refuses)
-    monkeypatch.setitem(backends.BACKENDS, "triton", served)
-    kernels = step.step_kernel, step.prologue_kernel, step.upload_kernel
-    for kernel in kernels:
-        kernel.device_caches.clear()
-    yield pretended
-    for kernel in kernels:
-        kernel.device_caches.clear()  # a real GPU has to load its own
+    """backend="triton" on a GPU that is not there, for which nothing has been compiled."""
+    return TritonPtx(monkeypatch, device=f"new-{next(_devices)}")
 
 
 @pytest.fixture
@@ -267,18 +259,86 @@ def compilations(gpu, monkeypatch):
     return names
 
 
+class Table:
+    """A launch over as many segments as there are sizes, each with coefficients of its own."""
+
+    def __init__(self, gpu, *sizes, counter=None, offset=0):
+        self.kernels = launch.Kernels(gpu.device, [torch.float32] * 3, False, counter)
+        memory = torch.zeros(offset + 1000 * len(sizes), dtype=torch.uint8)
+        gpu.workspaces.note(memory)
+        self.upload = launch.Upload(memory[offset:])
+        self.segments, self.tensors, first = b"", [], 0
+        for row, size in enumerate(sizes):
+            tensors = {role: torch.ones(size) for role in ("param", "grad", *ROLES[3:5])}
+            tensors["step"] = torch.zeros((), dtype=counter)
+            addresses = [tensors[role].data_ptr() if role in tensors else 0 for role in ROLES]
+            self.segments += struct.pack(f"{len(ROLES)}q4q", *addresses, size, first, row, 0)
+            self.tensors.append(tensors)
+            first += -(-size // launch.CHUNK) * launch.CHUNK
+
+    def step(self, numbers):
+        self.kernels.step(self.upload, self.segments, numbers)
+
+
+def momentum_steps(*step_sizes):
+    """Rows of StepCoefficients, with bits in their padding."""
+    rows = [(1, 0, 1, 1, 0, 1, step_size, 0, MOMENTUM.value, -1) for step_size in step_sizes]
+    return b"".join(struct.pack("8d2i", *row) for row in rows)
+
+
+def test_a_step_makes_one_copy_of_what_has_changed(gpu, monkeypatch):
+    copy, copied = torch.Tensor.copy_, []
+
+    def counted(to, source, non_blocking=False):
+        copied.append(to.numel())
+        return copy(to, source, non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    table, other = Table(gpu, 5, 0, 1500), Table(gpu, 7)
+    table.step(momentum_steps(1, 2, 3))
+    table.step(momentum_steps(1, 2, 3))
+    table.step(momentum_steps(4, 5, 6))
+    table.segments = other.segments
+    table.step(momentum_steps(7))
+    assert copied == [3 * (80 + 72), 3 * 72, 80 + 72]
+    for tensors, moved in zip(table.tensors + other.tensors, (6, 9, 12, 7), strict=True):
+        assert (tensors["param"] == 1 - moved).all()
+
+
+def test_what_a_graph_uploads_lies_in_the_memory_that_it_was_given(gpu):
+    table, memory = Table(gpu, 5, 1500), torch.zeros(1000, dtype=torch.uint8)
+    gpu.workspaces.note(memory)
+    staging = torch.zeros_like(memory)
+    table.upload = launch.Upload(memory, staging)
+    table.step(momentum_steps(1, 2))
+    assert staging.any()
+    assert staging.equal(memory)
+
+
+@pytest.mark.parametrize("counter", [None, torch.float32, torch.float64], ids=str)
+def test_no_argument_is_specialised(counter, gpu, compilations):
+    """Neither to numbers like 1 and 16 nor to alignment."""
+    options = struct.pack(f"{len(OPTION_NAMES)}d4q", *[0.5] * len(OPTION_NAMES), 0, 0, 0, 0)
+    for segments in (1, 2, 16, 17):
+        for offset in (0, 8, 16):
+            table = Table(gpu, *[3] * segments, counter=counter, offset=offset)
+            table.step(options if counter else momentum_steps(*range(segments)))
+            assert all(tensors["step"] == (counter is not None) for tensors in table.tensors)
+    expected = ["step_kernel"] + ["prologue_kernel"] * (counter is not None)
+    assert Counter(compilations) == Counter(expected)
+
+
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
 def test_what_is_launched_is_the_step(capturable, gpu):
     """All of the way that a step takes on a GPU, up to the driver."""
     params = parameters((5, 3), (1025,), (0,), (2048,))
-    ours = FusedRAdam(copies(params), backend="triton", weight_decay=0.1)
-    ours.param_groups[0]["capturable"] = capturable
+    ours = FusedRAdam(copies(params), backend="triton", weight_decay=0.1, capturable=capturable)
     theirs = FusedRAdam(copies(params), backend="cpu", weight_decay=0.1)
     for t, grads in enumerate(gradients(params, 8)):
         step_both([ours, theirs], [None if i == t % 3 else g for i, g in enumerate(grads)])
         assert_same_on_both(ours, theirs)
-    assert gpu.launches.count("step_kernel") == 8
-    assert gpu.launches.count("prologue_kernel") == (8 if capturable else 0)
+    assert gpu.driver.launched.count("step_kernel") == 8
+    assert gpu.driver.launched.count("prologue_kernel") == (8 if capturable else 0)
 
 
 def test_a_compiler_s_error_comes_before_anything_moves(gpu, monkeypatch):
@@ -288,28 +348,27 @@ def test_a_compiler_s_error_comes_before_anything_moves(gpu, monkeypatch):
     params = parameters((5,))
     before = params[0].detach().clone()
     optimizer = FusedRAdam(params, backend="triton")
-    monkeypatch.setattr(gpu.utils, "load_binary", fail)
+    monkeypatch.setattr(gpu.driver.utils, "load_binary", fail)
     dtypes = "parameters, gradients and moments of float32, float32, float32"
     with pytest.raises(RuntimeError, match=f"compile a step on cpu for {dtypes}: no such instr"):
         train(optimizer, gradients(params, 1))
     assert_same_bits(params[0].detach(), before)
-    assert gpu.launches == []
+    assert gpu.driver.launched == []
 
 
 @pytest.mark.parametrize("options", [{}, OPTIONS["amsgrad-l2-maximize"]], ids=["plain", "amsgrad"])
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
 def test_one_compilation_for_a_dtype_and_the_options(options, capturable, compilations):
     params = parameters(*[(33,)] * 40, (1025,))
-    optimizer = FusedRAdam(params, backend="triton", **options)
-    optimizer.param_groups[0]["capturable"] = capturable
+    optimizer = FusedRAdam(params, backend="triton", capturable=capturable, **options)
     [group] = optimizer.param_groups
-    for t, grads in enumerate(gradients(params, 9)):  # over the threshold
+    for t, grads in enumerate(gradients(params, 9)):  # past the threshold
         group["lr"], group["betas"] = 0.1 / (t + 1), (0.9, 0.8 + t / 100)
         group["weight_decay"], group["eps"] = t % 3 / 10, t % 2 * 1e-8
         late = [None if t < 3 and i < 3 else g for i, g in enumerate(grads)]
         only_one = [g if t == 5 and i == 0 else None for i, g in enumerate(grads)]
         train(optimizer, [only_one if t == 5 else late])
-    expected = ["step_kernel", "upload_kernel"] + ["prologue_kernel"] * capturable
+    expected = ["step_kernel"] + ["prologue_kernel"] * capturable
     assert Counter(compilations) == Counter(expected)
 
 
@@ -317,4 +376,4 @@ def test_another_dtype_is_another_compilation(compilations):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
         params = parameters((33,), dtype=dtype)
         train(FusedRAdam(params, backend="triton"), gradients(params, 2))
-    assert Counter(compilations) == {"step_kernel": 3, "upload_kernel": 1}
+    assert Counter(compilations) == {"step_kernel": 3}

@@ -1,1 +1,1 @@
-"""The Triton engine's kernels and their launches (installed as radam_fused.triton_kernels)."""
+"""The Triton backend's kernels and their launches (installed as radam_fused.triton_kernels)."""

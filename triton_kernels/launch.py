@@ -1,11 +1,14 @@
-"""One table's launches: what travels in arguments, what lies in device memory, when it gets there.
+"""Launches of the kernels, and the way of what they read to the device.
 
-All of it travels by value, also into a captured graph, so no host memory has to outlive a call.
+    kernels = Kernels(device, (param, grad, moment), amsgrad, counter)  # once: compiles
+    upload = Upload(workspace)  # once for each workspace
+    kernels.step(upload, segments, numbers)  # every step: at most one copy, then the launches
+
+Each uses the current device and stream.
 """
 
 import struct
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .step import prologue_kernel, step_kernel, upload_kernel
+from .step import (
+    COEFFICIENTS_WORDS,
+    FIRST,
+    NUMEL,
+    SEGMENT_WORDS,
+    probe_kernel,
+    prologue_kernel,
+    step_kernel,
+)
 
 is_interpreted = not isinstance(step_kernel, triton.JITFunction)
 
@@ -21,12 +32,8 @@ CHUNK = 1024  # scalars of a program
 _THREADS = 128  # with eight scalars each: two 128-bit loads of each float32 array
 PART = 512  # scalars of a program at once where a chunk is not whole and aligned
 
-_UPLOAD = 1024  # bytes that one launch uploads
-
-_SEGMENT = struct.Struct("8q")  # as csrc/segments.h has it
-_COLUMNS = 8  # of a table of segments, of 8 bytes each
-_COEFFICIENTS = struct.Struct("8dq")  # of a step
-_BITS = struct.Struct("9q")  # these, as the kernel takes them
+_SEGMENT = struct.Struct(f"{SEGMENT_WORDS.value}q")  # as csrc/segments.h has it
+_COEFFICIENTS_BYTES = 8 * COEFFICIENTS_WORDS.value
 
 _TYPES = {
     torch.float64: tl.float64,
@@ -36,46 +43,6 @@ _TYPES = {
     torch.complex128: tl.float64,
     torch.complex64: tl.float32,
 }
-
-# In the order of the prologue's flags.
-_FLAGS = (
-    "decoupled_weight_decay",
-    "maximize",
-    "rectify",
-    "exact_rectification",
-    "degenerated_to_sgd",
-    "eps_after_bias_correction",
-    "absolute_weight_decay",
-    "decay_skipped_steps",
-)
-
-
-class _Kernel:
-    """A kernel compiled for the current device, and loaded there, when this is made.
-
-    An error thus comes before anything is written, nothing is loaded while a graph is captured, and
-    a launch neither looks the kernel up nor examines its arguments.
-
-    Args:
-        kernel: The function.
-        arguments: Examples of its arguments.
-        constants: Its constants, in their order, which follow the arguments.
-        options: Of the compiler.
-    """
-
-    def __init__(
-        self, kernel: Any, arguments: Sequence[Any], constants: Mapping[str, Any], **options: Any
-    ) -> None:
-        self._kernel = kernel
-        self._constants = tuple(constants.values())
-        if not is_interpreted:
-            options = {"grid": (1,), "enable_fp_fusion": False, **options}
-            self._kernel = kernel.warmup(*arguments, **constants, **options)
-            self._kernel[(1, 1, 1)]  # which loads it
-
-    def __call__(self, programs: int, *arguments: Any) -> None:
-        """Launch it on the current device and stream."""
-        self._kernel[(programs, 1, 1)](*arguments, *self._constants)
 
 
 def options_for(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
@@ -111,9 +78,9 @@ def missing() -> str | None:
 
 def unusable(device: torch.device) -> str | None:
     """Why no kernel can run on a device, the current one, or None. Starts the device."""
-    memory = torch.empty(_UPLOAD, dtype=torch.uint8, device=device)
     try:
-        _uploader()(1, memory.data_ptr(), (0,) * (_UPLOAD // 8))
+        torch.empty(1, device=device)
+        probe_kernel[(1,)](num_warps=1)
     except torch.AcceleratorError:  # an earlier kernel's, of which Triton knows nothing
         raise
     except Exception as error:
@@ -121,173 +88,124 @@ def unusable(device: torch.device) -> str | None:
     return None
 
 
-def _uploader() -> _Kernel:
-    # Examples that Triton takes for numbers of 64 bits, neither 1 nor divisible by 16: of those in
-    # a tuple it would make other kernels.
-    example = (1 << 62 | 8,) * (_UPLOAD // 8)
-    return _Kernel(upload_kernel, (0, example), {}, num_warps=1)
+class Upload:
+    """What one launch reads, in device memory: brings there what is not there yet.
 
+    The workspace holds the segments, then the numbers, then the coefficients that the device
+    computes, with nothing between them.
 
-def _padded(size: int) -> int:
-    return -(-size // _UPLOAD) * _UPLOAD
-
-
-def workspace_bytes(rows: int) -> int:
-    """Bytes of device memory for a table of so many parameters."""
-    return _padded(_COLUMNS * 8 * rows) + _padded(_COEFFICIENTS.size * rows)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _bits(number: float) -> int:
-    bits: int
-    (bits,) = struct.unpack("q", struct.pack("d", number))
-    return bits
-
-
-class Launch:
-    """The launches of one table on the current device and stream.
-
-    What it has brought to its workspace it does not bring again.
+    In a captured graph every replay copies the staging memory again, so that memory belongs to the
+    graph: allocate it before the capture, and neither change nor free it as long as the graph
+    exists. Such an upload serves one step.
 
     Args:
-        workspace: Address of the memory for tables, of workspace_bytes(rows).
-        rows: Parameters that the table has at most.
+        workspace: uint8 on the device, of at least TensorTable.workspace_bytes().
+        staging: uint8 on the host, pinned and as large; None: taken from torch's pinned memory,
+            which torch uses again only once it has been copied.
+    """
+
+    def __init__(self, workspace: Tensor, staging: Tensor | None = None) -> None:
+        self._workspace = workspace
+        self._staging = staging
+        self._segments = self._numbers = b""
+        self._sizes = (0, 0)
+        self.programs = 0
+        self._divide()
+
+    def bring(self, segments: bytes, numbers: bytes) -> None:
+        """Bring a step's segments and numbers to the workspace, in one copy or none.
+
+        Args:
+            segments: As csrc/segments.h has them; at least one.
+            numbers: Rows of StepCoefficients, or of DeviceOptions if the device counts.
+        """
+        has_segments = segments == self._segments
+        if has_segments and numbers == self._numbers:
+            return
+        self._segments = b""  # unknown until all of it is there
+        if self._sizes != (len(segments), len(numbers)):
+            self._sizes = (len(segments), len(numbers))
+            self._divide()
+        if has_segments:
+            start, data = len(segments), bytearray(numbers)
+        else:
+            last = _SEGMENT.unpack_from(segments, len(segments) - _SEGMENT.size)
+            self.programs = -(-(last[FIRST.value] + last[NUMEL.value]) // CHUNK)
+            start, data = 0, bytearray(segments + numbers)
+        source = torch.frombuffer(data, dtype=torch.uint8)
+        if self._staging is not None:
+            source = self._staging[: len(data)].copy_(source)
+        elif self._workspace.device.type != "cpu":
+            source = source.pin_memory()
+        self._workspace[start : start + len(data)].copy_(source, non_blocking=True)
+        self._segments, self._numbers = segments, numbers
+
+    def _divide(self) -> None:
+        segments, numbers = self._sizes
+        end = segments + numbers
+        self.count = segments // _SEGMENT.size
+        self.table = self._workspace[:segments].view(torch.int64)
+        self.numbers = self._workspace[segments:end].view(torch.float64)
+        end_of_computed = end + self.count * _COEFFICIENTS_BYTES
+        self.computed = self._workspace[end:end_of_computed].view(torch.float64)
+
+
+class Kernels:
+    """The kernels of one launch, compiled for and loaded on the current device when this is made.
+
+    Args:
+        device: The current device.
         dtypes: torch's dtypes of parameters, gradients and moments.
         amsgrad: Whether there are running maxima.
-        counts_on_device: Whether counting_step() is to be called, not step().
+        counter: torch's dtype of the step counts if the device counts them, else None.
+
+    Raises:
+        RuntimeError: A kernel cannot be compiled or loaded.
     """
 
     def __init__(
         self,
-        workspace: int,
-        rows: int,
+        device: torch.device,
         dtypes: Sequence[torch.dtype],
         amsgrad: bool,
-        counts_on_device: bool,
+        counter: torch.dtype | None = None,
     ) -> None:
-        self._table = workspace
-        self._coefficients = workspace + _padded(_COLUMNS * 8 * rows)
-        self._rows = rows
         param, grad, moment = (_TYPES[dtype] for dtype in dtypes)
-        constants = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
-        constants |= {"CHUNK": CHUNK, "PART": PART}
-        options = _options(param, amsgrad)
-        self._step_kernel = _Kernel(step_kernel, (0,) * 19, constants, **options)
-        self._upload_kernel = _uploader()
-        if counts_on_device:
-            # One warp: its threads read a counter together before one of them writes it.
-            self._prologue_kernel = _Kernel(prologue_kernel, (0,) * 16, {}, num_warps=1)
-        self._segments = b""
-        self._there: dict[int, bytes] = {}  # what was uploaded, by address
+        self._step: dict[str, Any] = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
+        self._step |= {"CHUNK": CHUNK, "PART": PART, "enable_fp_fusion": False}
+        self._step |= _options(param, amsgrad)
+        self._prologue: dict[str, Any] | None = None
+        if counter is not None:
+            # One warp, whose lanes read a counter together before one of them writes it.
+            self._prologue = {"S": _TYPES[counter], "enable_fp_fusion": False, "num_warps": 1}
+        nothing = Upload(torch.empty(0, dtype=torch.uint8, device=device))
+        try:
+            self._launch(nothing)  # of no program, which compiles and loads
+        except torch.AcceleratorError:  # an earlier kernel's
+            raise
+        except Exception as error:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise RuntimeError(
+                f"backend='triton' cannot compile a step on {device} for parameters, gradients and "
+                f"moments of {names}: {error}"
+            ) from error
 
-    def step(self, segments: bytes, coefficients: Sequence[tuple[Any, ...]]) -> None:
-        """A step that the host has counted.
-
-        Args:
-            segments: Those of the table, as csrc/segments.h has them.
-            coefficients: For each of the step counts that the segments name,
-                radam_fused.rectification.Coefficients.
-        """
-        packed = [_COEFFICIENTS.pack(*each) for each in coefficients]
-        if len(packed) > 1:
-            self._upload(self._coefficients, b"".join(packed))
-            self._step(segments, self._coefficients, bytes(_BITS.size))
-        else:
-            self._step(segments, 0, packed[0])
-
-    def counting_step(
-        self,
-        segments: bytes,
-        counters: Tensor,
-        options: Mapping[str, Any],
-        lr: Tensor | None,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """A step that the device counts.
+    def step(self, upload: Upload, segments: bytes, numbers: bytes) -> None:
+        """A step of at least one segment.
 
         Args:
-            segments: Those of the table, each with coefficients of its own.
-            counters: Step counts, of float32 or float64.
-            options: Arguments of radam_fused.rectification.coefficients(), without a learning rate
-                that is ...
-            lr: ... a tensor of float32 or float64 on the device.
-            grad_scale: One float32 number by which the gradients are too large, or None.
-            found_inf: One float32 number, not 0 where nothing is to move, or None.
+            upload: Where the launch reads.
+            segments: As csrc/segments.h has them.
+            numbers: Rows of StepCoefficients, or of DeviceOptions if the device counts.
         """
-        self._upload_table(segments)
-        beta1, beta2 = options["betas"]
-        numbers = (
-            options.get("lr", 0.0),
-            beta1,
-            beta2,
-            options["eps"],
-            options["weight_decay"],
-            options["rectify_threshold"],
-        )
-        self._prologue_kernel(
-            len(segments) // _SEGMENT.size,
-            self._table,
-            self._rows,
-            self._coefficients,
-            counters.data_ptr(),
-            int(counters.dtype == torch.float64),
-            _address(lr),
-            int(lr is not None and lr.dtype == torch.float64),
-            _address(grad_scale),
-            _address(found_inf),
-            *map(_bits, numbers),
-            sum(bool(options[name]) << i for i, name in enumerate(_FLAGS)),
-        )
-        self._step(segments, self._coefficients, bytes(_BITS.size))
+        upload.bring(segments, numbers)
+        self._launch(upload)
 
-    def _step(self, segments: bytes, coefficients_at: int, coefficients: bytes) -> None:
-        count = len(segments) // _SEGMENT.size
-        if count == 0:
-            return
-        last = _SEGMENT.unpack_from(segments, len(segments) - _SEGMENT.size)
-        *addresses, numel, first, row = last
-        programs = -(-(first + numel) // CHUNK)
-        if programs == 0:
-            return
-        table = 0
-        if count > 1:
-            self._upload_table(segments)
-            table = self._table
-        elif coefficients_at != 0:
-            coefficients_at += row * _COEFFICIENTS.size
-        self._step_kernel(
-            programs,
-            table,
-            self._rows,
-            count,
-            *addresses,
-            numel,
-            coefficients_at,
-            *_BITS.unpack(coefficients),
-        )
-
-    def _upload_table(self, segments: bytes) -> None:
-        if segments == self._segments:
-            return
-        self._segments = b""  # unknown until all of it is there
-        # By columns, so that only one of them is uploaded again when the gradients have moved.
-        words, table = array("q", segments), array("q", bytes(_COLUMNS * 8 * self._rows))
-        count = len(words) // _COLUMNS
-        for column in range(_COLUMNS):
-            start = column * self._rows
-            table[start : start + count] = words[column::_COLUMNS]
-        self._upload(self._table, table.tobytes())
-        self._segments = segments
-
-    def _upload(self, to: int, data: bytes) -> None:
-        for start in range(0, len(data), _UPLOAD):
-            part = data[start : start + _UPLOAD]
-            if self._there.get(to + start) != part:
-                self._there.pop(to + start, None)
-                words = struct.unpack(f"{_UPLOAD // 8}q", part.ljust(_UPLOAD, b"\0"))
-                self._upload_kernel(1, to + start, words)
-                self._there[to + start] = part
+    def _launch(self, upload: Upload) -> None:
+        coefficients = upload.numbers
+        if self._prologue is not None:
+            coefficients = upload.computed
+            prologue_kernel[(upload.count,)](
+                upload.table, upload.numbers, coefficients, **self._prologue
+            )
+        step_kernel[(upload.programs,)](upload.table, upload.count, coefficients, **self._step)

@@ -4,8 +4,15 @@ The only Triton statement of either. Each operation is rounded to nearest even, 
 csrc/radam_math.h has; kernels that call it are compiled without contraction.
 """
 
+from collections import namedtuple
+
 import triton
 import triton.language as tl
+
+from ..options import OPTION_NAMES
+
+# What the coefficients of a step are computed from; radam_fused/options.py documents each.
+Options = namedtuple("Options", OPTION_NAMES)
 
 # What one step does to the parameter, as csrc/radam_math.h numbers it.
 NONE = tl.constexpr(0)
@@ -120,60 +127,32 @@ def _variance(rho, exact):
 
 
 @triton.jit
-def coefficients(
-    step,
-    lr,
-    beta1,
-    beta2,
-    eps,
-    weight_decay,
-    rectify_threshold,
-    grad_scale,
-    decoupled_weight_decay,
-    maximize,
-    rectify,
-    exact_rectification,
-    degenerated_to_sgd,
-    eps_after_bias_correction,
-    absolute_weight_decay,
-    decay_skipped_steps,
-):
-    """Coefficients of a step that is counted where the host cannot see it.
+def coefficients(step, options, lr, grad_scale):
+    """Coefficients of a step, with the bits of radam_fused.rectification.coefficients.
 
     Args:
         step: Number of steps taken, this one included; int64.
-        lr: This and what follows as in radam_fused.rectification.coefficients, whose bits these
-            are; numbers in float64.
-        beta1: Decay rate of the first moment.
-        beta2: Decay rate of the second moment.
-        eps: Term added to the denominator.
-        weight_decay: Decay rate.
-        rectify_threshold: Rectified where rho_t is greater.
-        grad_scale: Factor by which the gradients are too large.
-        decoupled_weight_decay: Scale the parameter instead of adding to the gradient.
-        maximize: Ascend.
-        rectify: Rectify.
-        exact_rectification: Take r_t from the exact variance.
-        degenerated_to_sgd: Step by the momentum where not rectified.
-        eps_after_bias_correction: Place of eps.
-        absolute_weight_decay: Decoupled decay whatever the learning rate.
-        decay_skipped_steps: Decoupled decay also where no step is taken.
+        options: Options, numbers in float64; true is 1 and false 0.
+        lr: Learning rate, in place of that in the options; float64.
+        grad_scale: Factor by which the gradients are too large; float64.
 
     Returns:
         grad_mul, l2, decay, one_minus_beta1, beta2, one_minus_beta2, step_size and eps in float64,
         and the kind of update.
     """
-    total, weighted = _geometric(beta2, step)
-    correction1 = (1.0 - beta1) * _geometric(beta1, step)[0]
-    root_correction2 = _root((1.0 - beta2) * total)
+    o = options
+    total, weighted = _geometric(o.beta2, step)
+    correction1 = (1.0 - o.beta1) * _geometric(o.beta1, step)[0]
+    root_correction2 = _root((1.0 - o.beta2) * total)
 
     r_t = tl.full((), 1.0, tl.float64)
-    if rectify:
-        limit = 2.0 / (1.0 - beta2) - 1.0
+    if o.rectify != 0:
+        exact = o.exact_rectification != 0
+        limit = 2.0 / (1.0 - o.beta2) - 1.0
         rho = 2.0 * weighted / total - 1.0
         rho = tl.where(limit < rho, limit, rho)
-        if rho > rectify_threshold:
-            r_t = _root(_variance(limit, exact_rectification) / _variance(rho, exact_rectification))
+        if rho > o.rectify_threshold:
+            r_t = _root(_variance(limit, exact) / _variance(rho, exact))
         else:
             r_t = tl.full((), 0.0, tl.float64)
 
@@ -182,14 +161,16 @@ def coefficients(
     if r_t > 0.0:
         kind = tl.full((), RECTIFIED, tl.int32)
         step_size = lr * r_t * root_correction2 / correction1
-    elif degenerated_to_sgd:
+    elif o.degenerated_to_sgd != 0:
         kind = tl.full((), MOMENTUM, tl.int32)
         step_size = lr / correction1
 
+    decoupled = o.decoupled_weight_decay != 0
     decay = tl.full((), 1.0, tl.float64)
-    if decoupled_weight_decay and (kind != NONE or decay_skipped_steps):
-        decay = 1.0 - weight_decay if absolute_weight_decay else 1.0 - lr * weight_decay
-    grad_mul = tl.where(maximize, -1.0, 1.0).to(tl.float64) / grad_scale
-    l2 = tl.where(decoupled_weight_decay, 0.0, weight_decay)
-    eps = tl.where(eps_after_bias_correction, eps * root_correction2, eps)
-    return grad_mul, l2, decay, 1.0 - beta1, beta2, 1.0 - beta2, step_size, eps, kind
+    if decoupled and (kind != NONE or o.decay_skipped_steps != 0):
+        absolute = o.absolute_weight_decay != 0
+        decay = 1.0 - o.weight_decay if absolute else 1.0 - lr * o.weight_decay
+    grad_mul = tl.where(o.maximize != 0, -1.0, 1.0).to(tl.float64) / grad_scale
+    l2 = tl.where(decoupled, 0.0, o.weight_decay)
+    eps = tl.where(o.eps_after_bias_correction != 0, o.eps * root_correction2, o.eps)
+    return grad_mul, l2, decay, 1.0 - o.beta1, o.beta2, 1.0 - o.beta2, step_size, eps, kind

@@ -1,14 +1,15 @@
-"""The engine built to contract and to divide roughly: what the same bits cost."""
+"""The CUDA backend built to contract and to divide roughly: what the same bits cost."""
 
 import importlib.util
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 from unittest import mock
 
-from radam_fused import FusedRAdam
-from radam_fused.backends import cuda
+from radam_fused import FusedRAdam, extension, optimizer
+from radam_fused.backends import cuda, launches
 
 from ..limit import BUILD, SOURCE
 
@@ -38,11 +39,13 @@ def _module() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.connect()
+    module.connect(extension.dense_copy)
     return module
 
 
-def prepare(optimizer: FusedRAdam) -> None:
+def prepare(instance: FusedRAdam) -> None:
     """Take the first step with the other build, which the launches then keep."""
-    with mock.patch.object(cuda, "_C", _module()):
-        optimizer.step()
+    with ExitStack() as patches:
+        for user in (cuda, launches, optimizer):
+            patches.enter_context(mock.patch.object(user, "_C", _module()))
+        instance.step()

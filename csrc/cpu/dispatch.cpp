@@ -38,6 +38,16 @@ StepRange find(const std::string& instruction_set) {
   throw std::invalid_argument("instruction set '" + instruction_set + "' does not run here");
 }
 
+// Intel's hardware prefetchers stop at the end of each page, and a loop that prefetches by itself
+// is 7 % faster on a Xeon. On an EPYC it is 1 to 4 % slower.
+bool is_intel() {
+#if defined(RADAM_X86_64)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
@@ -48,24 +58,28 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-void step(const std::vector<Segment>& segments, const SegmentTypes& types,
-          const std::vector<StepCoefficients>& coefficients, int threads,
-          const std::string& instruction_set) {
+void step(const Work& work, int threads, const std::string& instruction_set,
+          std::optional<bool> prefetch) {
   const StepRange step_range = find(instruction_set);
-  if (segments.empty()) return;
-  const std::int64_t total = segments.back().first + segments.back().numel;
-  const std::int64_t count = static_cast<std::int64_t>(segments.size());
+  if (work.segments.empty()) return;
+  const Segment& last = work.segments.back();
+  const std::int64_t total = last.first + last.numel;
   const std::int64_t useful = std::clamp<std::int64_t>(total / kGrain, 1, std::max(threads, 1));
   const auto boundary = [&](std::int64_t part, std::int64_t parts) {
     return part == parts ? total : total / parts * part / kAlign * kAlign;
   };
+  const Tables tables{work.segments.data(),
+                      static_cast<std::int64_t>(work.segments.size()),
+                      work.coefficients.data(),
+                      work.types,
+                      work.amsgrad,
+                      prefetch.value_or(is_intel())};
   // The team can be smaller than asked for, so the parts are counted inside.
 #pragma omp parallel num_threads(static_cast<int>(useful))
   {
     const std::int64_t parts = omp_get_num_threads();
     const std::int64_t part = omp_get_thread_num();
-    step_range(segments.data(), count, types, coefficients.data(), boundary(part, parts),
-               boundary(part + 1, parts));
+    step_range(tables, boundary(part, parts), boundary(part + 1, parts));
   }
 }
 

@@ -8,8 +8,7 @@ namespace {
 // Scalars converted at a time: five float64 scratch arrays of this length fit the L1 cache.
 constexpr std::int64_t kTile = 512;
 
-// Scalars updated between prefetches, and how far those reach ahead: the hardware's own stop at the
-// end of each page, which costs 7 % of the bandwidth.
+// Scalars updated between prefetches, and how far those reach ahead.
 constexpr std::int64_t kRun = 64;
 constexpr std::int64_t kAhead = 256;
 
@@ -67,11 +66,62 @@ class Window {
   alignas(64) T copy_[kTile];
 };
 
-template <Update update, bool l2, bool amsgrad, typename T>
-void loop(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq, std::int64_t count,
-          const Coefficients<T>& coefficients) {
+// The arrays of a segment as the arithmetic type, from one scalar on.
+template <typename T>
+struct Arrays {
+  T* param;
+  const T* grad;
+  T *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
+};
+
+// How the arrays of a segment are read into the arithmetic type, and written back.
+template <typename T>
+class Storage {
+ public:
+  Storage(const SegmentTypes& types, const Segment& segment) : types_(types), segment_(segment) {}
+
+  // Whether every array is stored in the arithmetic type.
+  bool is_native() const {
+    for (int r = 0; r < kRoles; ++r) {
+      if (is_updated(r) && types_.of[r] != native_dtype<T>) return false;
+    }
+    return true;
+  }
+
+  Arrays<T> load(std::int64_t offset, std::int64_t count) {
+    T* at[kRoles] = {};
+    for (int r = 0; r < kRoles; ++r) {
+      if (is_updated(r)) {
+        at[r] = windows_[r].open(segment_.at[r], types_.of[r], offset, count);
+      }
+    }
+    return {at[role::param], at[role::grad], at[role::exp_avg], at[role::exp_avg_sq],
+            at[role::max_exp_avg_sq]};
+  }
+
+  void store(std::int64_t offset, std::int64_t count) {
+    for (int r = 0; r < kRoles; ++r) {
+      if (is_updated(r) && r != role::grad) {
+        windows_[r].close(segment_.at[r], types_.of[r], offset, count);
+      }
+    }
+  }
+
+ private:
+  bool is_updated(int r) const {
+    return kRoleKinds[r] != RoleKind::counter && segment_.at[r] != nullptr;
+  }
+
+  const SegmentTypes& types_;
+  const Segment& segment_;
+  Window<T> windows_[kRoles];
+};
+
+template <Update update, bool l2, bool amsgrad, bool prefetch, typename T>
+void loop(const Arrays<T>& arrays, std::int64_t count, const Coefficients<T>& coefficients) {
+  const auto [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq] = arrays;
   const Coefficients<T> c = coefficients;
-  const auto update_range = [&](std::int64_t from, std::int64_t to) {
+  const auto update_range = [=](std::int64_t from, std::int64_t to) {
 #pragma omp simd
     for (std::int64_t i = from; i < to; ++i) {
       if constexpr (amsgrad) {
@@ -83,91 +133,87 @@ void loop(T* param, const T* grad, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,
       }
     }
   };
-  constexpr std::int64_t line = 64 / sizeof(T);
   std::int64_t i = 0;
-  for (; i + kRun + kAhead <= count; i += kRun) {
-    for (std::int64_t j = i + kAhead; j < i + kAhead + kRun; j += line) {
-      __builtin_prefetch(param + j, 1);
-      __builtin_prefetch(grad + j);
-      __builtin_prefetch(exp_avg + j, 1);
-      __builtin_prefetch(exp_avg_sq + j, 1);
-      if constexpr (amsgrad) __builtin_prefetch(max_exp_avg_sq + j, 1);
+  if constexpr (prefetch) {
+    constexpr std::int64_t line = 64 / sizeof(T);
+    for (; i + kRun + kAhead <= count; i += kRun) {
+      for (std::int64_t j = i + kAhead; j < i + kAhead + kRun; j += line) {
+        __builtin_prefetch(param + j, 1);
+        __builtin_prefetch(grad + j);
+        __builtin_prefetch(exp_avg + j, 1);
+        __builtin_prefetch(exp_avg_sq + j, 1);
+        if constexpr (amsgrad) __builtin_prefetch(max_exp_avg_sq + j, 1);
+      }
+      update_range(i, i + kRun);
     }
-    update_range(i, i + kRun);
   }
   update_range(i, count);
 }
 
 template <typename T>
-using Loop = void (*)(T*, const T*, T*, T*, T*, std::int64_t, const Coefficients<T>&);
+using Loop = void (*)(const Arrays<T>&, std::int64_t, const Coefficients<T>&);
 
-template <typename T, bool l2, bool amsgrad>
-Loop<T> choose(Update update) {
+template <typename T, bool l2, bool amsgrad, bool prefetch>
+Loop<T> loop_of(Update update) {
   switch (update) {
     case Update::none:
-      return loop<Update::none, l2, amsgrad, T>;
+      return loop<Update::none, l2, amsgrad, prefetch, T>;
     case Update::momentum:
-      return loop<Update::momentum, l2, amsgrad, T>;
+      return loop<Update::momentum, l2, amsgrad, prefetch, T>;
     case Update::rectified:
-      return loop<Update::rectified, l2, amsgrad, T>;
+      return loop<Update::rectified, l2, amsgrad, prefetch, T>;
     case Update::skipped:
       break;  // only a device's own prologue says so
   }
   return nullptr;
 }
 
-template <typename T>
-Loop<T> choose(Update update, bool l2, bool amsgrad) {
-  if (amsgrad) return l2 ? choose<T, true, true>(update) : choose<T, false, true>(update);
-  return l2 ? choose<T, true, false>(update) : choose<T, false, false>(update);
+template <typename T, bool... chosen>
+Loop<T> choose(Update update) {
+  return loop_of<T, chosen...>(update);
+}
+
+template <typename T, bool... chosen, typename... Bools>
+Loop<T> choose(Update update, bool next, Bools... rest) {
+  return next ? choose<T, chosen..., true>(update, rest...)
+              : choose<T, chosen..., false>(update, rest...);
 }
 
 template <typename T>
-void step_segment(const Segment& s, const SegmentTypes& types, const StepCoefficients& step,
-                  std::int64_t begin, std::int64_t end) {
-  const bool amsgrad = s.max_exp_avg_sq != nullptr;
+void step_segment(const Tables& tables, const Segment& segment, std::int64_t begin,
+                  std::int64_t end) {
+  const StepCoefficients& step = tables.coefficients[segment.coefficients];
   const Coefficients<T> c = round_to<T>(step.values);
-  const Loop<T> run = choose<T>(step.update, step.values.l2 != 0, amsgrad);
-  const bool stored_as_T = types.param == native_dtype<T> && types.grad == native_dtype<T> &&
-                           types.exp_avg == native_dtype<T> &&
-                           types.exp_avg_sq == native_dtype<T> &&
-                           (!amsgrad || types.max_exp_avg_sq == native_dtype<T>);
-  const std::int64_t tile = stored_as_T ? end - begin : kTile;
-  Window<T> param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq;
+  Storage<T> storage(tables.types, segment);
+  const bool is_native = storage.is_native();
+  const Loop<T> run =
+      choose<T>(step.update, step.values.l2 != 0, tables.amsgrad, tables.prefetch && is_native);
+  const std::int64_t tile = is_native ? end - begin : kTile;
   for (std::int64_t at = begin; at < end; at += tile) {
-    const std::int64_t n = smaller(tile, end - at);
-    run(param.open(s.param, types.param, at, n), grad.open(s.grad, types.grad, at, n),
-        exp_avg.open(s.exp_avg, types.exp_avg, at, n),
-        exp_avg_sq.open(s.exp_avg_sq, types.exp_avg_sq, at, n),
-        amsgrad ? max_exp_avg_sq.open(s.max_exp_avg_sq, types.max_exp_avg_sq, at, n) : nullptr, n,
-        c);
-    param.close(s.param, types.param, at, n);
-    exp_avg.close(s.exp_avg, types.exp_avg, at, n);
-    exp_avg_sq.close(s.exp_avg_sq, types.exp_avg_sq, at, n);
-    if (amsgrad) max_exp_avg_sq.close(s.max_exp_avg_sq, types.max_exp_avg_sq, at, n);
+    const std::int64_t count = smaller(tile, end - at);
+    run(storage.load(at, count), count, c);
+    storage.store(at, count);
   }
 }
 
 }  // namespace
 
-void step_range(const Segment* segments, std::int64_t count, const SegmentTypes& types,
-                const StepCoefficients* coefficients, std::int64_t begin, std::int64_t end) {
+void step_range(const Tables& tables, std::int64_t begin, std::int64_t end) {
   // The segment that holds `begin`: the last one that starts at or before it.
-  std::int64_t low = 0, high = count;
+  std::int64_t low = 0, high = tables.count;
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
-    (segments[middle].first <= begin ? low : high) = middle;
+    (tables.segments[middle].first <= begin ? low : high) = middle;
   }
-  for (std::int64_t i = low; i < count && segments[i].first < end; ++i) {
-    const Segment& s = segments[i];
+  for (std::int64_t i = low; i < tables.count && tables.segments[i].first < end; ++i) {
+    const Segment& s = tables.segments[i];
     const std::int64_t from = begin > s.first ? begin - s.first : 0;
     const std::int64_t to = smaller(end - s.first, s.numel);
     if (from >= to) continue;
-    const StepCoefficients& c = coefficients[s.coefficients];
-    if (types.param == DType::float64) {
-      step_segment<double>(s, types, c, from, to);
+    if (tables.types.of[role::param] == DType::float64) {
+      step_segment<double>(tables, s, from, to);
     } else {
-      step_segment<float>(s, types, c, from, to);
+      step_segment<float>(tables, s, from, to);
     }
   }
 }

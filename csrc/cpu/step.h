@@ -1,6 +1,7 @@
-// The CPU engine: one loop compiled once per instruction set, chosen when the module loads.
+// The CPU backend: one loop compiled once per instruction set, chosen when the module loads.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,30 +9,35 @@
 
 namespace radam::cpu {
 
+// A launch without containers, whose functions a build for one instruction set must not define.
+struct Tables {
+  const Segment* segments;
+  std::int64_t count;  // of segments
+  const StepCoefficients* coefficients;
+  SegmentTypes types;
+  bool amsgrad;
+  bool prefetch;  // whether the loop prefetches by itself
+};
+
 // The part of a launch that one thread does: scalars [begin, end) of the concatenated segments.
-using StepRange = void (*)(const Segment* segments, std::int64_t count, const SegmentTypes& types,
-                           const StepCoefficients* coefficients, std::int64_t begin,
-                           std::int64_t end);
+using StepRange = void (*)(const Tables& tables, std::int64_t begin, std::int64_t end);
 
 namespace baseline {
-void step_range(const Segment*, std::int64_t, const SegmentTypes&, const StepCoefficients*,
-                std::int64_t, std::int64_t);
+void step_range(const Tables&, std::int64_t, std::int64_t);
 }
 namespace avx2 {
-void step_range(const Segment*, std::int64_t, const SegmentTypes&, const StepCoefficients*,
-                std::int64_t, std::int64_t);
+void step_range(const Tables&, std::int64_t, std::int64_t);
 }
 namespace avx512 {
-void step_range(const Segment*, std::int64_t, const SegmentTypes&, const StepCoefficients*,
-                std::int64_t, std::int64_t);
+void step_range(const Tables&, std::int64_t, std::int64_t);
 }
 
 // Names of the instruction sets that this build has and this machine runs, best first.
 std::vector<std::string> instruction_sets();
 
 // Updates every segment on the calling thread's OpenMP team; any thread count gives the same bits.
-void step(const std::vector<Segment>& segments, const SegmentTypes& types,
-          const std::vector<StepCoefficients>& coefficients, int threads,
-          const std::string& instruction_set);
+// prefetch: whether the loop prefetches by itself; by default where the processor gains by it.
+void step(const Work& work, int threads, const std::string& instruction_set,
+          std::optional<bool> prefetch);
 
 }  // namespace radam::cpu

@@ -11,29 +11,23 @@
 #include <type_traits>
 
 #include "../segments.h"
-
-#if defined(__CUDA_ARCH__)
-#define RADAM_UNROLL _Pragma("unroll")
-#define RADAM_DO_NOT_UNROLL _Pragma("unroll 1")
-#else
-#define RADAM_UNROLL
-#define RADAM_DO_NOT_UNROLL
-#endif
+#include "storage.h"
 
 namespace radam::cuda {
 
 constexpr int kThreads = 128;
 // Scalars of a block: eight a thread, which are eight or more independent 16-byte loads of float32.
 constexpr std::int64_t kChunk = kThreads * 8;
-constexpr int kWord = 16;  // bytes of the widest load and store that every device has
 
-// Tables up to these sizes travel in the arguments of the step's kernel: 4 KB on every device.
-constexpr std::size_t kFewSegments = 56;
+// Small tables travel in the arguments of the step's kernel, which every device takes 4 KB of. The
+// other members are 32 bytes.
 constexpr std::size_t kFewCoefficients = 4;
+constexpr std::size_t kFewSegments =
+    (4096 - 32 - kFewCoefficients * sizeof(StepCoefficients)) / sizeof(Segment);
 
 struct StepArguments {
   const Segment* segments;               // in device memory; null: those below
-  const StepCoefficients* coefficients;  // likewise
+  const StepCoefficients* coefficients;  // in device memory; null: those below
   std::int64_t count;                    // of segments
   float segments_per_block;              // where to begin the search
   Segment few_segments[kFewSegments];
@@ -50,84 +44,28 @@ struct UploadArguments {
   std::uint64_t words[kUploadWords];
 };
 
-// For steps that are counted on the device. Every segment has counter and coefficients of its own,
-// at the place that Segment::coefficients says.
+// For steps that are counted on the device: every segment has a counter and coefficients of its
+// own.
 struct PrologueArguments {
   const Segment* segments;
   std::int64_t count;
+  const DeviceOptions* options;
   StepCoefficients* coefficients;
-  void* counters;
-  bool counters_are_float64;
-  bool lr_is_float64;
-  const void* lr;           // null: that of the options
-  const float* grad_scale;  // null: 1
-  const float* found_inf;   // null: no gradient overflowed
-  StepOptions options;
+  bool step_is_float64;
 };
 
 namespace detail {
-
-template <typename E>
-struct alignas(kWord) Word {
-  E elements[kWord / sizeof(E)];
-};
-
-// Addresses out of a table could be of any memory; told which, the compiler leaves the question out
-// of every access.
-template <typename... Pointers>
-RADAM_INLINE void assume_global([[maybe_unused]] Pointers... pointers) {
-#if defined(__CUDA_ARCH__)
-  (__builtin_assume(__isGlobal(pointers)), ...);
-#endif
-}
-
-// `width` consecutive elements, moved in 16-byte words where they fill such.
-template <typename E, int width>
-struct Pack {
-  E elements[width];
-
-  RADAM_INLINE void load(const E* from) {
-    if constexpr (width * sizeof(E) >= kWord) {
-      constexpr int in_word = kWord / sizeof(E);
-      RADAM_UNROLL
-      for (int w = 0; w < width / in_word; ++w) {
-        const Word<E> word = reinterpret_cast<const Word<E>*>(from)[w];
-        RADAM_UNROLL
-        for (int i = 0; i < in_word; ++i) elements[w * in_word + i] = word.elements[i];
-      }
-    } else {
-      RADAM_UNROLL
-      for (int i = 0; i < width; ++i) elements[i] = from[i];
-    }
-  }
-
-  RADAM_INLINE void store(E* to) const {
-    if constexpr (width * sizeof(E) >= kWord) {
-      constexpr int in_word = kWord / sizeof(E);
-      RADAM_UNROLL
-      for (int w = 0; w < width / in_word; ++w) {
-        Word<E> word;
-        RADAM_UNROLL
-        for (int i = 0; i < in_word; ++i) word.elements[i] = elements[w * in_word + i];
-        reinterpret_cast<Word<E>*>(to)[w] = word;
-      }
-    } else {
-      RADAM_UNROLL
-      for (int i = 0; i < width; ++i) to[i] = elements[i];
-    }
-  }
-};
-
-RADAM_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
-  return a < b ? a : b;
-}
 
 constexpr int larger(int a, int b) {
   return a > b ? a : b;
 }
 
-// The segment that holds scalar `begin`: the last one that starts at or before it. Tensors of like
-// sizes are found at the guess.
+RADAM_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
+
+// The segment that holds scalar `begin`: the last one that starts at or before it. Tensors of
+// similar sizes are found at the guess.
 RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t count, std::int64_t begin,
                                std::int64_t guess) {
   std::int64_t low = 0, high = count;
@@ -142,35 +80,23 @@ RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t count, std:
 
 }  // namespace detail
 
-// The stored types of a launch: parameter, gradient and moments.
-template <typename P, typename G, typename M, bool amsgrad>
+// A block's part of a segment.
+template <typename Storage>
 class Chunk {
-  static constexpr int kNarrowest = sizeof(P) < sizeof(G)
-                                        ? (sizeof(P) < sizeof(M) ? sizeof(P) : sizeof(M))
-                                        : (sizeof(G) < sizeof(M) ? sizeof(G) : sizeof(M));
+  using T = typename Storage::T;
 
  public:
   // Scalars that fill a word of the narrowest type.
-  static constexpr int kWidth = kWord / kNarrowest;
+  static constexpr int kWidth = kWord / Storage::kNarrowest;
   // Such packs that a thread works on at once: float32 has two, for more loads in flight.
-  static constexpr int kPacks =
-      detail::larger(1, (sizeof(P) == 8 || sizeof(G) == 8 ? 4 : 8) / kWidth);
+  static constexpr int kPacks = detail::larger(1, (Storage::kWidest == 8 ? 4 : 8) / kWidth);
 
   RADAM_INLINE Chunk(const Segment& s, std::int64_t offset)
-      : param_(static_cast<P*>(s.param) + offset),
-        grad_(static_cast<const G*>(s.grad) + offset),
-        exp_avg_(static_cast<M*>(s.exp_avg) + offset),
-        exp_avg_sq_(static_cast<M*>(s.exp_avg_sq) + offset),
-        max_exp_avg_sq_(amsgrad ? static_cast<M*>(s.max_exp_avg_sq) + offset : nullptr),
-        count_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {
-    detail::assume_global(param_, grad_, exp_avg_, exp_avg_sq_);
-    if constexpr (amsgrad) detail::assume_global(max_exp_avg_sq_);
-  }
+      : storage_(s, offset), count_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
 
-  template <typename T>
   RADAM_INLINE void step(int thread, Update update, const Coefficients<T>& c) const {
     int done = 0;
-    if (is_aligned()) {
+    if (storage_.is_aligned()) {
       const int packs = count_ / kWidth;
       RADAM_DO_NOT_UNROLL
       for (int first = thread; first < packs; first += kThreads * kPacks) {
@@ -183,85 +109,37 @@ class Chunk {
   }
 
  private:
-  RADAM_INLINE bool is_aligned() const {
-    const auto address = [](const void* pointer) {
-      return reinterpret_cast<std::uintptr_t>(pointer);
-    };
-    const std::uintptr_t all = address(param_) | address(grad_) | address(exp_avg_) |
-                               address(exp_avg_sq_) | address(max_exp_avg_sq_);
-    return all % kWord == 0;
-  }
-
   // Packs `first`, `first + kThreads`, ... of the chunk, as far as there are any: neighbouring
   // threads touch neighbouring words.
-  template <int width, int packs, typename T>
+  template <int width, int packs>
   RADAM_INLINE void step_packs(int first, int end, Update update, const Coefficients<T>& c) const {
-    detail::Pack<P, width> param[packs];
-    detail::Pack<G, width> grad[packs];
-    detail::Pack<M, width> exp_avg[packs], exp_avg_sq[packs], max_exp_avg_sq[packs];
+    typename Storage::template Pack<width> pack[packs];
     RADAM_UNROLL
     for (int k = 0; k < packs; ++k) {
-      const int pack = first + k * kThreads;
-      if (k > 0 && pack >= end) break;
-      const int at = pack * width;
-      param[k].load(param_ + at);
-      grad[k].load(grad_ + at);
-      exp_avg[k].load(exp_avg_ + at);
-      exp_avg_sq[k].load(exp_avg_sq_ + at);
-      if constexpr (amsgrad) max_exp_avg_sq[k].load(max_exp_avg_sq_ + at);
+      const int index = first + k * kThreads;
+      if (k > 0 && index >= end) break;
+      pack[k].load(storage_, index * width);
     }
     RADAM_UNROLL
     for (int k = 0; k < packs; ++k) {
-      const int pack = first + k * kThreads;
-      if (k > 0 && pack >= end) break;
-      update_pack(param[k], grad[k], exp_avg[k], exp_avg_sq[k], max_exp_avg_sq[k], update, c);
-      const int at = pack * width;
-      param[k].store(param_ + at);
-      exp_avg[k].store(exp_avg_ + at);
-      exp_avg_sq[k].store(exp_avg_sq_ + at);
-      if constexpr (amsgrad) max_exp_avg_sq[k].store(max_exp_avg_sq_ + at);
-    }
-  }
-
-  template <Update update, bool l2, int width, typename T>
-  static RADAM_INLINE void update_pack(detail::Pack<P, width>& param,
-                                       const detail::Pack<G, width>& grad,
-                                       detail::Pack<M, width>& exp_avg,
-                                       detail::Pack<M, width>& exp_avg_sq,
-                                       detail::Pack<M, width>& max_exp_avg_sq,
-                                       const Coefficients<T>& c) {
-    RADAM_UNROLL
-    for (int i = 0; i < width; ++i) {
-      T p = load(param.elements[i]);
-      T m = load(exp_avg.elements[i]);
-      T v = load(exp_avg_sq.elements[i]);
-      T s{};
-      if constexpr (amsgrad) s = load(max_exp_avg_sq.elements[i]);
-      update_element<update, l2, amsgrad>(p, static_cast<T>(load(grad.elements[i])), m, v, s, c);
-      store(param.elements[i], p);
-      store(exp_avg.elements[i], m);
-      store(exp_avg_sq.elements[i], v);
-      if constexpr (amsgrad) store(max_exp_avg_sq.elements[i], s);
+      const int index = first + k * kThreads;
+      if (k > 0 && index >= end) break;
+      update_pack<width>(pack[k], update, c);
+      pack[k].store(storage_, index * width);
     }
   }
 
   // The kind of update is known only on the device where steps are counted there.
-  template <int width, typename T>
-  static RADAM_INLINE void update_pack(detail::Pack<P, width>& param,
-                                       const detail::Pack<G, width>& grad,
-                                       detail::Pack<M, width>& exp_avg,
-                                       detail::Pack<M, width>& exp_avg_sq,
-                                       detail::Pack<M, width>& max_exp_avg_sq, Update update,
-                                       const Coefficients<T>& c) {
+  template <int width, typename Pack>
+  static RADAM_INLINE void update_pack(Pack& pack, Update update, const Coefficients<T>& c) {
     const auto run = [&](auto l2) {
       constexpr bool with_l2 = decltype(l2)::value;
       if (update == Update::rectified) {
-        update_pack<Update::rectified, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq,
-                                                c);
+        update_elements<Update::rectified, with_l2, width>(pack, c);
       } else if (update == Update::momentum) {
-        update_pack<Update::momentum, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c);
+        update_elements<Update::momentum, with_l2, width>(pack, c);
       } else {
-        update_pack<Update::none, with_l2>(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, c);
+        update_elements<Update::none, with_l2, width>(pack, c);
       }
     };
     if (c.l2 != 0) {
@@ -271,15 +149,23 @@ class Chunk {
     }
   }
 
-  P* param_;
-  const G* grad_;
-  M *exp_avg_, *exp_avg_sq_, *max_exp_avg_sq_;
+  template <Update update, bool l2, int width, typename Pack>
+  static RADAM_INLINE void update_elements(Pack& pack, const Coefficients<T>& c) {
+    RADAM_UNROLL
+    for (int i = 0; i < width; ++i) {
+      Values<T> v = pack.get(i);
+      update_element<update, l2, Storage::amsgrad>(v.param, v.grad, v.exp_avg, v.exp_avg_sq,
+                                                   v.max_exp_avg_sq, c);
+      pack.set(i, v);
+    }
+  }
+
+  Storage storage_;
   int count_;
 };
 
-template <typename P, typename G, typename M, bool amsgrad>
+template <typename Storage>
 RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int thread) {
-  using T = std::conditional_t<std::is_same_v<P, double>, double, float>;
   const Segment* const segments = a.segments != nullptr ? a.segments : a.few_segments;
   const StepCoefficients* const coefficients =
       a.coefficients != nullptr ? a.coefficients : a.few_coefficients;
@@ -288,38 +174,8 @@ RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int th
   const Segment& s = segments[detail::find(segments, a.count, begin, guess)];
   const StepCoefficients& step = coefficients[s.coefficients];
   if (step.update == Update::skipped) return;
-  Chunk<P, G, M, amsgrad>(s, begin - s.first).step(thread, step.update, round_to<T>(step.values));
-}
-
-// Calls `call` with the types of a launch: gradient and moment, each in a Type, and whether there
-// is amsgrad. P is the parameter's.
-template <typename E>
-struct Type {
-  using type = E;
-};
-
-template <typename P, typename Call>
-auto for_types(const SegmentTypes& types, bool amsgrad, const Call& call) {
-  using T = std::conditional_t<std::is_same_v<P, double>, double, float>;
-  const auto with_moment = [&](auto grad, auto moment) {
-    return amsgrad ? call(grad, moment, std::true_type{}) : call(grad, moment, std::false_type{});
-  };
-  const auto with_grad = [&](auto grad) {
-    if constexpr (!std::is_same_v<P, T>) {
-      if (types.exp_avg == types.param) return with_moment(grad, Type<P>{});
-    }
-    return with_moment(grad, Type<T>{});
-  };
-  switch (types.grad) {
-    case DType::float64:
-      return with_grad(Type<double>{});
-    case DType::bfloat16:
-      return with_grad(Type<BFloat16>{});
-    case DType::float16:
-      return with_grad(Type<Half>{});
-    default:
-      return with_grad(Type<float>{});
-  }
+  Chunk<Storage>(s, begin - s.first)
+      .step(thread, step.update, round_to<typename Storage::T>(step.values));
 }
 
 RADAM_INLINE void upload_thread(const UploadArguments& a, std::int64_t index) {
@@ -328,25 +184,26 @@ RADAM_INLINE void upload_thread(const UploadArguments& a, std::int64_t index) {
 
 RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index) {
   if (index >= a.count) return;
-  const std::int64_t row = a.segments[index].coefficients;
-  if (a.found_inf != nullptr && *a.found_inf != 0) {
-    a.coefficients[row].update = Update::skipped;
+  const Segment& s = a.segments[index];
+  const DeviceOptions& given = a.options[s.options];
+  StepCoefficients& result = a.coefficients[s.coefficients];
+  if (given.found_inf != nullptr && *given.found_inf != 0) {
+    result.update = Update::skipped;
     return;
   }
-  StepOptions options = a.options;
-  if (a.lr != nullptr) {
-    options.lr = a.lr_is_float64 ? *static_cast<const double*>(a.lr)
-                                 : static_cast<double>(*static_cast<const float*>(a.lr));
+  StepOptions options = given.values;
+  if (given.lr != nullptr) {
+    options.lr = given.lr_is_float64 != 0
+                     ? *static_cast<const double*>(given.lr)
+                     : static_cast<double>(*static_cast<const float*>(given.lr));
   }
-  if (a.grad_scale != nullptr) options.grad_scale = static_cast<double>(*a.grad_scale);
+  const double grad_scale =
+      given.grad_scale != nullptr ? static_cast<double>(*given.grad_scale) : 1.0;
   // Counted in the counter's own precision, as torch counts.
-  double step;
-  if (a.counters_are_float64) {
-    step = static_cast<double*>(a.counters)[row] += 1;
-  } else {
-    step = static_cast<float*>(a.counters)[row] += 1;
-  }
-  a.coefficients[row] = coefficients(static_cast<std::int64_t>(step), options);
+  void* const counter = s.at[role::step];
+  const double step =
+      a.step_is_float64 ? *static_cast<double*>(counter) += 1 : *static_cast<float*>(counter) += 1;
+  result = coefficients(step_terms(static_cast<std::int64_t>(step), options), options, grad_scale);
 }
 
 }  // namespace radam::cuda

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 #include <type_traits>
 
 namespace radam::cuda {
@@ -11,6 +10,7 @@ namespace {
 static_assert(sizeof(StepArguments) <= 4096, "the arguments of a kernel on every device");
 static_assert(sizeof(UploadArguments) <= 32764, "the arguments of a kernel since CUDA 12.1");
 static_assert(std::has_unique_object_representations_v<Segment>, "compared by its bytes");
+static_assert(sizeof(DeviceOptions) == (kOptions + 4) * 8, "compared by its bytes");
 
 void upload_all(const Queue& queue, void* to, const void* from, std::size_t bytes) {
   const std::size_t words = bytes / sizeof(std::uint64_t);
@@ -26,83 +26,52 @@ void upload_all(const Queue& queue, void* to, const void* from, std::size_t byte
   }
 }
 
-StepCoefficients* coefficients_in(void* workspace, const TensorTable& table) {
-  return reinterpret_cast<StepCoefficients*>(static_cast<Segment*>(workspace) + table.size());
-}
-
-// Throws where no kernel has these types.
-void check_types(const TensorTable& table) {
-  const SegmentTypes& types = table.types();
-  if (types.exp_avg_sq != types.exp_avg ||
-      (table.has_amsgrad() && types.max_exp_avg_sq != types.exp_avg)) {
-    throw std::invalid_argument("the moments of a parameter must have one dtype");
-  }
-}
-
-void launch(const Queue& queue, const TensorTable& table, StepArguments& arguments) {
-  const std::vector<Segment>& segments = table.segments();
-  const Segment& last = segments.back();
-  const std::int64_t blocks = (last.first + last.numel + kChunk - 1) / kChunk;
-  if (blocks == 0) return;
-  arguments.count = static_cast<std::int64_t>(segments.size());
-  arguments.segments_per_block = static_cast<float>(arguments.count) / static_cast<float>(blocks);
-  step(queue, table.types(), table.has_amsgrad(), arguments, blocks);
+template <typename Row>
+std::size_t bytes_of(const std::vector<Row>& rows) {
+  return rows.size() * sizeof(Row);
 }
 
 }  // namespace
 
-std::size_t Launch::workspace_bytes(std::size_t rows) {
-  return rows * (sizeof(Segment) + sizeof(StepCoefficients));
+void DeviceTable::bring(const Queue& queue, void* to, const void* from, std::size_t bytes) {
+  if (at_ == to && held_.size() == bytes && std::memcmp(held_.data(), from, bytes) == 0) return;
+  at_ = nullptr;  // unknown until all of it is there
+  upload_all(queue, to, from, bytes);
+  const char* const begin = static_cast<const char*>(from);
+  held_.assign(begin, begin + bytes);
+  at_ = to;
 }
 
-void Launch::upload_segments(const Queue& queue, const std::vector<Segment>& segments,
-                             void* workspace) {
-  const std::size_t bytes = segments.size() * sizeof(Segment);
-  if (uploaded_.size() == segments.size() &&
-      std::memcmp(uploaded_.data(), segments.data(), bytes) == 0) {
-    return;
-  }
-  uploaded_.clear();  // unknown until all of it is there
-  upload_all(queue, workspace, segments.data(), bytes);
-  uploaded_ = segments;
-}
+void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t rows) {
+  if (work.segments.empty()) return;
+  auto* const segments = static_cast<Segment*>(workspace);
+  auto* const coefficients = reinterpret_cast<StepCoefficients*>(segments + rows);
+  auto* const options = reinterpret_cast<DeviceOptions*>(coefficients + rows);
+  const Segment& last = work.segments.back();
+  const std::int64_t blocks = (last.first + last.numel + kChunk - 1) / kChunk;
 
-void Launch::step(const Queue& queue, const TensorTable& table, void* workspace,
-                  const std::vector<StepCoefficients>& coefficients) {
-  const std::vector<Segment>& segments = table.segments();
-  check_types(table);
-  if (segments.empty()) return;
   StepArguments arguments{};
-  if (segments.size() <= kFewSegments) {
-    std::copy(segments.begin(), segments.end(), arguments.few_segments);
+  arguments.count = static_cast<std::int64_t>(work.segments.size());
+  if (work.counts_on_device || work.segments.size() > kFewSegments) {
+    segments_.bring(queue, segments, work.segments.data(), bytes_of(work.segments));
+    arguments.segments = segments;
   } else {
-    upload_segments(queue, segments, workspace);
-    arguments.segments = static_cast<const Segment*>(workspace);
+    std::copy(work.segments.begin(), work.segments.end(), arguments.few_segments);
   }
-  if (coefficients.size() <= kFewCoefficients) {
-    std::copy(coefficients.begin(), coefficients.end(), arguments.few_coefficients);
+  if (work.counts_on_device) {
+    options_.bring(queue, options, work.options.data(), bytes_of(work.options));
+    prologue(queue, {segments, arguments.count, options, coefficients,
+                     work.types.of[role::step] == DType::float64});
+    arguments.coefficients = coefficients;
+  } else if (work.coefficients.size() > kFewCoefficients) {
+    upload_all(queue, coefficients, work.coefficients.data(), bytes_of(work.coefficients));
+    arguments.coefficients = coefficients;
   } else {
-    StepCoefficients* const there = coefficients_in(workspace, table);
-    upload_all(queue, there, coefficients.data(), coefficients.size() * sizeof(StepCoefficients));
-    arguments.coefficients = there;
+    std::copy(work.coefficients.begin(), work.coefficients.end(), arguments.few_coefficients);
   }
-  launch(queue, table, arguments);
-}
-
-void Launch::step(const Queue& queue, const TensorTable& table, void* workspace,
-                  PrologueArguments prologue_arguments) {
-  const std::vector<Segment>& segments = table.segments();
-  check_types(table);
-  if (segments.empty()) return;
-  upload_segments(queue, segments, workspace);
-  prologue_arguments.segments = static_cast<const Segment*>(workspace);
-  prologue_arguments.count = static_cast<std::int64_t>(segments.size());
-  prologue_arguments.coefficients = coefficients_in(workspace, table);
-  prologue(queue, prologue_arguments);
-  StepArguments arguments{};
-  arguments.segments = prologue_arguments.segments;
-  arguments.coefficients = prologue_arguments.coefficients;
-  launch(queue, table, arguments);
+  if (blocks == 0) return;
+  arguments.segments_per_block = static_cast<float>(arguments.count) / static_cast<float>(blocks);
+  cuda::step(queue, work.types, work.amsgrad, arguments, blocks);
 }
 
 }  // namespace radam::cuda

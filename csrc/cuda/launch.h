@@ -1,33 +1,37 @@
-// One table's launches: what travels in arguments, what lies in device memory and when it is
-// brought there.
+// The launches of one table: what travels in a kernel's arguments, what lies in device memory and
+// when it is brought there.
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
-#include "../tensor_table.h"
-#include "engine.h"
+#include "../segments.h"
+#include "kernels.h"
 
 namespace radam::cuda {
 
-// What it has brought there it does not bring again: a workspace belongs to one Launch.
-class Launch {
+// A table in device memory and what it holds.
+class DeviceTable {
  public:
-  // Bytes of device memory for a table of so many parameters.
-  static std::size_t workspace_bytes(std::size_t rows);
-
-  // The step that refresh() prepared, counted on the host.
-  void step(const Queue& queue, const TensorTable& table, void* workspace,
-            const std::vector<StepCoefficients>& coefficients);
-
-  // The same counted on the device; `prologue` says what the coefficients are computed from and
-  // where the counters are, and the tables are filled in.
-  void step(const Queue& queue, const TensorTable& table, void* workspace,
-            PrologueArguments prologue);
+  // Brings `bytes`, a multiple of 8, to `to`, unless they are there.
+  void bring(const Queue& queue, void* to, const void* from, std::size_t bytes);
 
  private:
-  void upload_segments(const Queue& queue, const std::vector<Segment>& segments, void* workspace);
+  void* at_ = nullptr;
+  std::vector<char> held_;
+};
 
-  std::vector<Segment> uploaded_;  // empty: unknown
+// What a workspace holds. A workspace in new memory needs a new Upload.
+class Upload {
+ public:
+  // Enqueues a step. workspace: device memory for `rows` segments, then as many coefficients, then
+  // the options. Everything comes from the arguments of kernels, so a replay of a captured graph
+  // needs no host memory; a capture needs a workspace and an Upload of its own, so that each replay
+  // writes the whole workspace.
+  void step(const Queue& queue, const Work& work, void* workspace, std::size_t rows);
+
+ private:
+  DeviceTable segments_, options_;
 };
 
 }  // namespace radam::cuda

@@ -12,25 +12,20 @@ constexpr int kBlocks = sizeof(P) == 8   ? 3
 template <typename P, typename G, typename M, bool amsgrad>
 __global__ void __launch_bounds__(kThreads, kBlocks<P, G>)
     step_kernel(const __grid_constant__ StepArguments arguments) {
-  step_thread<P, G, M, amsgrad>(arguments, blockIdx.x, static_cast<int>(threadIdx.x));
+  step_thread<Storage<P, G, M, amsgrad>>(arguments, blockIdx.x, static_cast<int>(threadIdx.x));
 }
 
 }  // namespace
 
 template <typename P>
-cudaError_t launch_step(cudaStream_t stream, const SegmentTypes& types, bool amsgrad,
-                        const StepArguments& arguments, std::int64_t blocks) {
-  return for_types<P>(types, amsgrad, [&](auto grad, auto moment, auto with_amsgrad) {
+StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad) {
+  return for_types<P>(types, amsgrad, [](auto grad, auto moment, auto with_amsgrad) -> StepKernel {
     using G = typename decltype(grad)::type;
     using M = typename decltype(moment)::type;
-    void (*const kernel)(StepArguments) = step_kernel<P, G, M, decltype(with_amsgrad)::value>;
-    void* packed[] = {const_cast<StepArguments*>(&arguments)};
-    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                            dim3(static_cast<unsigned>(blocks)), dim3(kThreads), packed, 0, stream);
+    return step_kernel<P, G, M, decltype(with_amsgrad)::value>;
   });
 }
 
-template cudaError_t launch_step<RADAM_PARAM>(cudaStream_t, const SegmentTypes&, bool,
-                                              const StepArguments&, std::int64_t);
+template StepKernel step_kernel_for<RADAM_PARAM>(const SegmentTypes&, bool);
 
 }  // namespace radam::cuda

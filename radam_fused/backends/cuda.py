@@ -1,21 +1,13 @@
-"""The CUDA engine: csrc/cuda through the extension."""
+"""The CUDA backend: csrc/cuda through the extension."""
 
-from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs import DeviceInputs
-from ..rectification import Coefficients
-from ..tensors import has_own_memory
-from . import extension
-from .base import Backend, Launch, Setup, State
-from .buckets import Bucket, buckets
-from .device import DeviceLaunch
-
-_C: Any = None if extension.why_not else extension._C
+from ..extension import _C, why_not
+from ..state import has_own_memory
+from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
 
 
 def architectures() -> str | None:
@@ -23,38 +15,42 @@ def architectures() -> str | None:
     return getattr(_C, "cuda_architectures", None)
 
 
-class CudaLaunch(DeviceLaunch):
-    """A bucket stepped by one launch of the CUDA kernel on the caller's stream."""
+class CudaLaunch(TableLaunch):
+    """Parameters stepped by one launch of the CUDA kernel on the caller's stream.
 
-    def __init__(self, bucket: Bucket) -> None:
-        size = _C.cuda_workspace_bytes(len(bucket))
-        super().__init__(bucket, _C.TensorTable, _C.cuda_chunk, size)
+    Args:
+        kind: What its parameters have in common.
+    """
 
-    def _forget_uploads(self) -> None:
-        self._kernels = _C.CudaLaunch()
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind, _C.cuda_chunk)
+        self._workspace = Workspace(kind.device)
+        self._upload = _C.CudaUpload()  # what the workspace holds
 
-    def _step(self, stream: Any, due: list[Coefficients]) -> None:
-        self._kernels.step(self._table.rows, self._workspace, _handle(stream), due)
+    def run(self) -> None:
+        """See Launch.run."""
+        if not self.table.is_active():
+            return
+        stream = current_stream(self.kind.device)
+        with as_current(self.kind.device):
+            if self._capturing:
+                # A replay writes the workspace again, from the arguments of the graph's kernels.
+                workspace, upload = self._workspace.make(self._size), _C.CudaUpload()
+            else:
+                workspace, is_new = self._workspace.get(self._size, stream)
+                if is_new:
+                    self._upload = _C.CudaUpload()
+                upload = self._upload
+            upload.step(self.table, workspace, 0 if stream is None else stream.cuda_stream)
 
-    def _counting_step(self, stream: Any, inputs: DeviceInputs) -> None:
-        where = self._table.rows, self._workspace, _handle(stream)
-        self._kernels.counting_step(*where, *inputs)
 
-
-def _handle(stream: Any) -> int:
-    """What the runtime calls a stream; 0 where the tests run the grid on the host."""
-    return 0 if stream is None else stream.cuda_stream
-
-
-def _launches(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> list[Launch]:
-    return [CudaLaunch(bucket) for bucket in buckets(params, states, setup)]
-
-
-def _unavailable() -> str | None:
-    if extension.why_not is not None:
-        return extension.why_not
+@cache
+def unavailable() -> str | None:
+    """Why this installation cannot run it on this machine, or None."""
+    if why_not is not None:
+        return why_not
     if architectures() is None:
-        return "the extension was built without CUDA, because no nvcc was found or wanted"
+        return "the extension was built without CUDA"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     reason: str | None = _C.cuda_missing()
@@ -67,18 +63,10 @@ def _unusable(device: int) -> str | None:
     return reason
 
 
-def _refuses(param: Tensor) -> str | None:
+def unsupported(param: Tensor) -> str | None:
+    """Why it cannot step a parameter, or None."""
     if param.device.type != "cuda":
         return f"it is on {param.device}, not on a CUDA device"
     if not has_own_memory(param):
         return f"{type(param).__name__} keeps its memory in other tensors"
     return _unusable(param.device.index)
-
-
-BACKEND: Backend = Backend(
-    name="cuda",
-    unavailable=cache(_unavailable),
-    refuses=_refuses,
-    launches=_launches,
-    counts_on_device=True,
-)

@@ -1,54 +1,78 @@
 """The Triton engine: triton_kernels/."""
 
 import os
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs import DeviceInputs
-from ..rectification import Coefficients
-from ..tensors import has_own_memory
-from . import extension
-from .base import Backend, Launch, Setup, State
-from .buckets import Bucket, buckets
-from .device import DeviceLaunch, as_current
+from ..extension import why_not
+from ..state import has_own_memory
+from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
 
 _OLDEST = (3, 6)
 
 
-class TritonLaunch(DeviceLaunch):
-    """A bucket stepped by one launch of the Triton kernel on the caller's stream."""
+class TritonLaunch(TableLaunch):
+    """Parameters stepped by one launch of the Triton kernel on the caller's stream.
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._module = _module()
-        param, state = bucket.params[0], bucket.states[0]
-        grad = param if param.grad is None else param.grad
-        self._dtypes = (param.dtype, grad.dtype, state["exp_avg"].dtype)
-        self._amsgrad = bucket.setup.amsgrad
-        self._size = len(bucket)
-        size = self._module.workspace_bytes(self._size)
-        super().__init__(bucket, extension.TensorTable, self._module.CHUNK, size)
+    Args:
+        kind: What its parameters have in common.
 
-    def _forget_uploads(self) -> None:
-        where = self._workspace.data_ptr(), self._size
-        what = self._dtypes, self._amsgrad, self._counts_on_device
-        try:
-            self._kernels = self._module.Launch(*where, *what)
-        except Exception as error:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self._dtypes)
+    Raises:
+        RuntimeError: A kernel cannot be compiled for the device.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        module = _module()
+        super().__init__(kind, module.CHUNK)
+        self._new_upload = module.Upload
+        counter = kind.step if kind.counts_on_device else None
+        dtypes = kind.param, kind.grad, kind.moment
+        amsgrad = "max_exp_avg_sq" in kind.state
+        with as_current(kind.device):
+            self._kernels = module.Kernels(kind.device, dtypes, amsgrad, counter)
+        self._workspace = Workspace(kind.device)
+        self._upload: Any = None  # what the workspace holds
+        self._staging: Tensor | None = None  # for the next capture
+        self._of_graphs: list[Tensor] = []  # what replays copy from
+
+    def run(self) -> None:
+        """See Launch.run."""
+        table = self.table
+        if not table.is_active():
+            return
+        with as_current(self.kind.device):
+            upload = self._captured_upload() if self._capturing else self._kept_upload()
+            numbers = table.options if self.kind.counts_on_device else table.coefficients
+            table.start()
+            if segments := table.segments:
+                self._kernels.step(upload, segments, numbers)
+            table.finish()
+
+    def _kept_upload(self) -> Any:
+        workspace, is_new = self._workspace.get(self._size, current_stream(self.kind.device))
+        if is_new:
+            self._upload = self._new_upload(workspace)
+        if self.kind.counts_on_device and (
+            self._staging is None or self._staging.numel() < self._size
+        ):
+            pinned = self.kind.device.type != "cpu"
+            self._staging = torch.empty(self._size, dtype=torch.uint8, pin_memory=pinned)
+        return self._upload
+
+    def _captured_upload(self) -> Any:
+        """An upload in the graph's own memory, from memory that was pinned before the capture."""
+        if self._staging is None or self._staging.numel() < self._size:
             raise RuntimeError(
-                f"backend='triton' cannot compile a step on {self._device} for parameters, "
-                f"gradients and moments of {names}: {error}"
-            ) from error
-
-    def _step(self, stream: Any, due: list[Coefficients]) -> None:
-        self._kernels.step(self._table.rows.segments, due)
-
-    def _counting_step(self, stream: Any, inputs: DeviceInputs) -> None:
-        self._kernels.counting_step(self._table.rows.segments, self._table.counters, *inputs)
+                "backend='triton' cannot capture this step: run one step that is not captured "
+                "before each capture"
+            )
+        self._of_graphs.append(self._staging)
+        self.is_replayed = True
+        self._staging = None
+        return self._new_upload(self._workspace.make(self._size), self._of_graphs[-1])
 
 
 def version() -> str | None:
@@ -75,7 +99,7 @@ def _module() -> Any:
     return launch
 
 
-def _is_interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether Triton interprets the kernels in Python, for debugging, on tensors of the CPU."""
     # Asked first, because to import triton takes a while.
     return bool(os.environ.get("TRITON_INTERPRET")) and _unloadable() is None and _interprets()
@@ -84,10 +108,6 @@ def _is_interpreted() -> bool:
 def _interprets() -> bool:
     interprets: bool = _module().is_interpreted
     return interprets
-
-
-def _launches(params: Sequence[Tensor], states: Sequence[State], setup: Setup) -> list[Launch]:
-    return [TritonLaunch(bucket) for bucket in buckets(params, states, setup)]
 
 
 @cache
@@ -107,8 +127,9 @@ def _without_device() -> str | None:
     return reason
 
 
-def _unavailable() -> str | None:
-    reason = _unloadable()
+def unavailable() -> str | None:
+    """Why this installation cannot run it on this machine, or None."""
+    reason = why_not or _unloadable()
     if reason is not None or _interprets():
         return reason
     return _without_device()
@@ -127,24 +148,15 @@ def _unusable(device: torch.device) -> str | None:
     return reason
 
 
-def _refuses(param: Tensor) -> str | None:
+def unsupported(param: Tensor) -> str | None:
+    """Why it cannot step a parameter, or None."""
     if not has_own_memory(param):
         return f"{type(param).__name__} keeps its memory in other tensors"
     device = param.device
-    if _is_interpreted():
+    if is_interpreted():
         if device.type == "cpu":
             return None
         return f"it is on {device}, and TRITON_INTERPRET reaches only the CPU's memory"
     if device.type != "cuda":  # as torch calls ROCm's too
         return f"it is on {device}, not on a CUDA or ROCm device"
-    return _unavailable() or _unusable(device)
-
-
-BACKEND: Backend = Backend(
-    name="triton",
-    unavailable=_unavailable,
-    refuses=_refuses,
-    launches=_launches,
-    counts_on_device=True,
-    only_by_name=_is_interpreted,
-)
+    return unavailable() or _unusable(device)

@@ -1,27 +1,32 @@
-// The surface of the extension, with the host's engine under it, and what only tests need.
+// The extension's surface with the CUDA grid on the host, and what only tests need.
 #include "bindings.h"
 
-#include "engine.h"
+#include <array>
+#include <cstring>
+
+#include <pybind11/stl.h>
+
+#include "host.h"
 
 namespace py = pybind11;
 
 namespace radam::cuda {
 
-// Coefficients as the prologue computes them.
-py::tuple coefficients_of(std::int64_t step, double lr, double beta1, double beta2, double eps,
-                          double weight_decay, double rectify_threshold, double grad_scale,
-                          unsigned flags) {
-  const auto flag = [&](unsigned bit) { return (flags >> bit & 1u) != 0; };
-  const StepCoefficients c =
-      coefficients(step, {lr, beta1, beta2, eps, weight_decay, rectify_threshold, grad_scale,
-                          flag(0), flag(1), flag(2), flag(3), flag(4), flag(5), flag(6), flag(7)});
+// As the prologue computes them; options in the order of option_names.
+py::tuple coefficients_of(std::int64_t step, const std::array<double, kOptions>& numbers,
+                          double grad_scale) {
+  StepOptions options;
+  static_assert(sizeof options == sizeof numbers);
+  std::memcpy(&options, numbers.data(), sizeof options);
+  const StepCoefficients c = coefficients(step_terms(step, options), options, grad_scale);
   const Coefficients<double>& v = c.values;
   return py::make_tuple(v.grad_mul, v.l2, v.decay, v.one_minus_beta1, v.beta2, v.one_minus_beta2,
                         v.step_size, v.eps, static_cast<int>(c.update));
 }
 
 void bind_tests(py::module_& m) {
-  m.def("coefficients", &coefficients_of);
+  m.def("coefficients", &coefficients_of, py::arg("step"), py::arg("options"),
+        py::arg("grad_scale"));
   m.def("launches", &launches);
   py::enum_<Fault>(m, "Fault", py::module_local())
       .value("none", Fault::none)

@@ -1,24 +1,26 @@
-#include "engine.h"
+#include "cuda/step.h"
+
+#include "host.h"
 
 namespace radam::cuda {
+namespace {
+
+template <typename P, typename G, typename M, bool amsgrad>
+void step_kernel(StepArguments arguments) {
+  run_blocks(step_thread<Storage<P, G, M, amsgrad>>, arguments);
+}
+
+}  // namespace
 
 template <typename P>
-void run_blocks(const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
-                std::int64_t blocks, Fault fault) {
-  for_types<P>(types, amsgrad, [&](auto grad, auto moment, auto with_amsgrad) {
+StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad) {
+  return for_types<P>(types, amsgrad, [](auto grad, auto moment, auto with_amsgrad) -> StepKernel {
     using G = typename decltype(grad)::type;
     using M = typename decltype(moment)::type;
-    const auto run = step_thread<P, G, M, decltype(with_amsgrad)::value>;
-    const int threads = fault == Fault::one_thread_less ? kThreads - 1 : kThreads;
-    for (std::int64_t block = blocks; block-- > 0;) {
-      if (fault == Fault::last_block_left_out && block == blocks - 1) continue;
-      for (int thread = threads; thread-- > 0;) run(arguments, block, thread);
-      if (fault == Fault::a_thread_twice) run(arguments, block, 0);
-    }
+    return step_kernel<P, G, M, decltype(with_amsgrad)::value>;
   });
 }
 
-template void run_blocks<RADAM_PARAM>(const SegmentTypes&, bool, const StepArguments&, std::int64_t,
-                                      Fault);
+template StepKernel step_kernel_for<RADAM_PARAM>(const SegmentTypes&, bool);
 
 }  // namespace radam::cuda

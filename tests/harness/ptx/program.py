@@ -71,6 +71,11 @@ class Program:
                     if not inst.guard or inst.name == "bra" or self._selected[inst.index]:
                         yield inst
 
+    def forget(self):
+        """Starts to count anew."""
+        self.executed.clear()
+        self._selected.clear()
+
     def coverage(self):
         """The number of instructions that some thread executed, and the number of all."""
         return sum(1 for _ in self._executed()), len(self.kernel.instructions)

@@ -1,14 +1,12 @@
-// The CUDA engine's kernels on the host: every block and thread of a launch, in loops, the last
-// first. A captured launch is kept with its arguments by value and run when the graph is replayed,
-// as a CUDA graph does.
-#include "cuda/engine.h"
+// The CUDA backend's kernels on the host: every block and thread of a launch, in loops, the last
+// first. A captured launch is kept with its arguments by value and runs when the graph is replayed,
+// as in a CUDA graph.
+#include "host.h"
 
-#include <functional>
 #include <stdexcept>
 #include <utility>
-#include <vector>
 
-#include "engine.h"
+#include "cuda/kernels.h"
 
 namespace radam::cuda {
 namespace {
@@ -17,6 +15,7 @@ using Kernel = std::function<void()>;
 
 std::vector<Kernel>* the_capture = nullptr;
 std::int64_t the_launches = 0;
+std::int64_t the_blocks = 0;  // of the step's kernel that runs
 Fault the_fault = Fault::none;
 
 void enqueue(Kernel kernel) {
@@ -60,22 +59,24 @@ void prologue(const Queue&, const PrologueArguments& arguments) {
 
 void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
           std::int64_t blocks) {
-  enqueue([=] {
-    switch (types.param) {
-      case DType::float64:
-        return run_blocks<double>(types, amsgrad, arguments, blocks, the_fault);
-      case DType::float32:
-        return run_blocks<float>(types, amsgrad, arguments, blocks, the_fault);
-      case DType::bfloat16:
-        return run_blocks<BFloat16>(types, amsgrad, arguments, blocks, the_fault);
-      case DType::float16:
-        return run_blocks<Half>(types, amsgrad, arguments, blocks, the_fault);
-    }
+  enqueue([=, kernel = step_kernel_for(types, amsgrad)] {
+    the_blocks = blocks;
+    kernel(arguments);
   });
 }
 
+void run_blocks(void (*thread)(const StepArguments&, std::int64_t, int),
+                const StepArguments& arguments) {
+  const int threads = the_fault == Fault::one_thread_less ? kThreads - 1 : kThreads;
+  for (std::int64_t block = the_blocks; block-- > 0;) {
+    if (the_fault == Fault::last_block_left_out && block == the_blocks - 1) continue;
+    for (int t = threads; t-- > 0;) thread(arguments, block, t);
+    if (the_fault == Fault::a_thread_twice) thread(arguments, block, 0);
+  }
+}
+
 void HostGraph::begin() {
-  if (the_capture != nullptr) throw std::logic_error("a capture is under way");
+  if (the_capture != nullptr) throw std::logic_error("a graph is being captured already");
   the_capture = &kernels_;
 }
 

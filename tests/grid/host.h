@@ -1,4 +1,4 @@
-// What the tests ask of the host's engine besides cuda/engine.h.
+// What the tests need of the CUDA grid on the host besides cuda/kernels.h.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace radam::cuda {
 
-// As torch.cuda.CUDAGraph: launches between begin() and end() are kept, not run.
+// Like torch.cuda.CUDAGraph: launches between begin() and end() are kept, not run.
 class HostGraph {
  public:
   HostGraph() = default;
@@ -27,13 +27,12 @@ class HostGraph {
 // Kernels enqueued so far.
 std::int64_t launches();
 
-// What a launch is to do wrongly, so that tests show that they would notice.
+// An error to make in every launch, so that tests show that they would notice it.
 enum class Fault { none, one_thread_less, last_block_left_out, a_thread_twice };
 void set_fault(Fault fault);
 
-// Every thread of every block; step.cpp is built once for each dtype of the parameter.
-template <typename P>
-void run_blocks(const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
-                std::int64_t blocks, Fault fault);
+// Calls `thread` for every block and thread of the step's kernel that runs.
+void run_blocks(void (*thread)(const StepArguments&, std::int64_t, int),
+                const StepArguments& arguments);
 
 }  // namespace radam::cuda

@@ -1,16 +1,16 @@
-#include "engine.h"
+#include "kernels.h"
 
 #include <limits>
 #include <stdexcept>
 
-#include "step.h"
+#include <cuda_runtime.h>
 
 namespace radam::cuda {
 namespace {
 
 std::optional<std::string> text_of(cudaError_t error) {
   if (error == cudaSuccess) return std::nullopt;
-  cudaGetLastError();  // not to be met again by the next call
+  cudaGetLastError();  // so that the next call does not report it again
   return cudaGetErrorString(error);
 }
 
@@ -20,7 +20,7 @@ void check(cudaError_t error, const char* what) {
   }
 }
 
-// The queue's device as the current one, for as long as this lives.
+// Makes a device the current one while this lives.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -50,20 +50,22 @@ __global__ void __launch_bounds__(kThreads)
   prologue_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
-cudaStream_t stream_of(const Queue& queue) {
-  return static_cast<cudaStream_t>(queue.stream);
-}
-
-// One thread for each of `count` items.
 template <typename Arguments>
 void launch(void (*kernel)(Arguments), const Queue& queue, const Arguments& arguments,
-            std::int64_t count, const char* what) {
+            std::int64_t blocks, const char* what) {
+  if (blocks > std::numeric_limits<int>::max()) {
+    throw std::runtime_error("a launch takes at most 2^31 - 1 blocks");
+  }
   const DeviceGuard guard(queue.device);
   void* packed[] = {const_cast<Arguments*>(&arguments)};
-  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(kThreads),
-                         packed, 0, stream_of(queue)),
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                         dim3(kThreads), packed, 0, static_cast<cudaStream_t>(queue.stream)),
         what);
+}
+
+// Of one thread for each of `count` items.
+std::int64_t blocks_for(std::int64_t count) {
+  return (count + kThreads - 1) / kThreads;
 }
 
 }  // namespace
@@ -84,33 +86,16 @@ std::optional<std::string> unusable(int device) {
 }
 
 void upload(const Queue& queue, const UploadArguments& arguments) {
-  launch(&upload_kernel, queue, arguments, arguments.count, "the upload of a table");
+  launch(&upload_kernel, queue, arguments, blocks_for(arguments.count), "the upload of a table");
 }
 
 void prologue(const Queue& queue, const PrologueArguments& arguments) {
-  launch(&prologue_kernel, queue, arguments, arguments.count, "the prologue of a step");
+  launch(&prologue_kernel, queue, arguments, blocks_for(arguments.count), "the prologue of a step");
 }
 
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks) {
-  if (blocks > std::numeric_limits<int>::max()) {
-    throw std::runtime_error("a launch takes at most 2^31 - 1 blocks");
-  }
-  const DeviceGuard guard(queue.device);
-  const auto launch_for = [&] {
-    switch (types.param) {
-      case DType::float64:
-        return launch_step<double>;
-      case DType::float32:
-        return launch_step<float>;
-      case DType::bfloat16:
-        return launch_step<BFloat16>;
-      case DType::float16:
-        return launch_step<Half>;
-    }
-    throw std::invalid_argument("unknown dtype");
-  }();
-  check(launch_for(stream_of(queue), types, amsgrad, arguments, blocks), "the launch of a step");
+  launch(step_kernel_for(types, amsgrad), queue, arguments, blocks, "the launch of a step");
 }
 
 }  // namespace radam::cuda

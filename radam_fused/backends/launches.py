@@ -1,0 +1,216 @@
+"""What a launch is, and what the launches of the backends that address memory share."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..extension import _C
+from ..flat import Slot
+from ..options import COEFFICIENTS, DEFAULTS, OURS, PLAN
+
+Place = tuple[int, int]  # a group, and an index in its parameters
+
+
+class Kind(NamedTuple):
+    """What the parameters of one launch have in common, whatever their groups.
+
+    Attributes:
+        device: Where they are.
+        param: Their dtype.
+        grad: The dtype of their gradients.
+        moment: The dtype of their moments.
+        step: The dtype of their step counts.
+        state: The tensors of their states, by name.
+        counts_on_device: Whether the device counts their steps.
+    """
+
+    device: torch.device
+    param: torch.dtype
+    grad: torch.dtype
+    moment: torch.dtype
+    step: torch.dtype
+    state: tuple[str, ...]
+    counts_on_device: bool
+
+
+class Step:
+    """What one step computes with, the same for every launch.
+
+    Args:
+        groups: The parameter groups.
+        numbers: The reader of their options as numbers; None without the extension.
+        grad_scale: One number that the gradients were multiplied by, or None.
+        found_inf: One number, nonzero if a gradient overflowed and the step is to be skipped, or
+            None.
+        capturing: Whether a CUDA graph is being captured.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        numbers: Any,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        capturing: bool = False,
+    ) -> None:
+        self.groups = groups
+        self.numbers = numbers
+        self.grad_scale = grad_scale
+        # A scaler that has found no gradient at all leaves the plain number 0.
+        self.found_inf = found_inf if isinstance(found_inf, Tensor) else None
+        self.capturing = capturing
+
+    @cached_property
+    def overflows(self) -> bool:
+        """Whether the step is to be skipped; waits for the device."""
+        return self.found_inf is not None and bool(self.found_inf.item())
+
+    @cached_property
+    def host_scale(self) -> float | None:
+        """The gradients' scale; waits for the device."""
+        return None if self.grad_scale is None else self.grad_scale.item()
+
+
+class Launch(Protocol):
+    """Parameters that are stepped together: first all launches read, then compute, then run."""
+
+    kind: Kind
+    # Whether a captured graph uses memory of the launch, which then has to live as long as that.
+    is_replayed: bool
+
+    def add(self, place: Place, param: Tensor, slot: Slot | None) -> None:
+        """Add a parameter.
+
+        Args:
+            place: Where the groups hold it.
+            param: The parameter.
+            slot: Its place in a flat buffer, which it must not leave, or None.
+        """
+
+    def read(self, groups: list[dict[str, Any]], states: dict[Tensor, Any]) -> bool:
+        """Read the tensors of every parameter that has a gradient. Writes nothing.
+
+        Args:
+            groups: The optimizer's parameter groups.
+            states: The optimizer's state.
+
+        Returns:
+            False if a parameter does not fit the launch (any more); :meth:`misfit` names it.
+        """
+
+    def misfit(self) -> tuple[Place, str]:
+        """Where the parameter is that the last :meth:`read` rejected, and which of its tensors."""
+
+    def compute(self, step: Step) -> None:
+        """Compute what the launch needs of the step. Writes nothing."""
+
+    def run(self) -> None:
+        """Step the parameters that were read, and count the step."""
+
+    def release(self) -> None:
+        """Let go of the tensors that were read, without a step."""
+
+
+class TableLaunch:
+    """A launch over a table of memory ranges; a backend adds :meth:`run`.
+
+    Args:
+        kind: What its parameters have in common.
+        chunk: Scalars that one block of the kernel updates.
+    """
+
+    def __init__(self, kind: Kind, chunk: int = 1) -> None:
+        self.kind = kind
+        self.is_replayed = False
+        self._size = 0  # of the device memory for the step's tables
+        self._capturing = False
+        self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device)
+        self.read = self.table.read
+        self.misfit = self.table.misfit
+        self.release = self.table.release
+
+    def add(self, place: Place, param: Tensor, slot: Slot | None) -> None:
+        """See Launch.add."""
+        if slot is None:
+            self.table.add(place, type(param))
+        else:
+            self.table.add(place, type(param), slot.buffer, slot.offset)
+
+    def compute(self, step: Step) -> None:
+        """See Launch.compute."""
+        self._size = self.table.workspace_bytes(len(step.groups))
+        self._capturing = step.capturing
+        if not self.table.is_active():
+            return
+        if not self.kind.counts_on_device:
+            if step.overflows:
+                self.table.release()
+            else:
+                self.table.compute(step.numbers, step.host_scale, None)
+            return
+        scaling = (
+            number if number is None else self._on_device(number, name)
+            for number, name in ((step.grad_scale, "grad_scale"), (step.found_inf, "found_inf"))
+        )
+        self.table.compute(step.numbers, *scaling, step.capturing)
+
+    def _on_device(self, number: Tensor, name: str) -> Tensor:
+        if number.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(number.shape)}, expected one number")
+        return number.detach().to(self.kind.device, torch.float32, non_blocking=True)
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def current_stream(device: torch.device) -> Any:
+    """The caller's stream; None for the CPU, whose memory the tests give to device backends."""
+    if device.type == "cpu":
+        return None
+    return torch.get_device_module(device).current_stream(device)
+
+
+def as_current(device: torch.device) -> AbstractContextManager[object]:
+    """A device as the current one; torch's guard, which creates no context on others."""
+    if device.type == "cpu":
+        return nullcontext()
+    guard: AbstractContextManager[object] = torch.get_device_module(device).device(device)
+    return guard
+
+
+def new_numbers() -> Any:
+    """The reader of the groups' options as numbers; None without the extension."""
+    if _C is None:
+        return None
+    numeric = (*COEFFICIENTS, *PLAN)
+    return _C.GroupOptions({name: DEFAULTS[name] for name in OURS if name in numeric}, PLAN)
+
+
+class Workspace:
+    """Device memory for the tables of a launch, kept from step to step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: Tensor | None = None
+        self._stream: Any = None
+
+    def make(self, size: int) -> Tensor:
+        """Memory of its own; in a capture, from the graph's pool."""
+        return torch.empty(size, dtype=torch.uint8, device=self._device)
+
+    def get(self, size: int, stream: Any) -> tuple[Tensor, bool]:
+        """Memory of at least a size for a stream, and whether it is other memory than before."""
+        memory = self._memory
+        is_new = memory is None or memory.numel() < size
+        if memory is None or is_new:
+            memory = self._memory = self.make(size)
+        elif stream != self._stream:
+            # The allocator must not hand the memory on while that stream still reads it.
+            memory.record_stream(stream)
+        self._stream = stream
+        return memory, is_new

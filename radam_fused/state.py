@@ -1,0 +1,268 @@
+"""The tensors of an optimizer's state, declared once: their checks and their creation."""
+
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .extension import _C
+from .options import Group, get
+
+State = dict[str, Any]
+
+CPU = torch.device("cpu")
+
+
+class Field(NamedTuple):
+    """One tensor of a parameter's state.
+
+    Attributes:
+        name: Its key, and its role in csrc/roles.def.
+        is_moment: Whether it has the parameter's shape and device, and a moment's dtype; otherwise
+            it is the step count, one number.
+        option: The option that it needs, or None.
+    """
+
+    name: str
+    is_moment: bool = True
+    option: str | None = None
+
+
+# In torch's order.
+STATE = (
+    Field("step", is_moment=False),
+    Field("exp_avg"),
+    Field("exp_avg_sq"),
+    Field("max_exp_avg_sq", option="amsgrad"),
+)
+
+MOMENTS = tuple(field.name for field in STATE if field.is_moment)
+REQUIRED = tuple(field.name for field in STATE if field.option is None)
+
+# The tensors of a row in a table of segments, in their order.
+ROLES = ("param", "grad", *(field.name for field in STATE))
+
+# Small moments lie side by side, up to 1 MB together, and so do step counts: a step finds them
+# sooner in memory. That memory is freed with the last of them.
+SMALL = 256 * 1024  # bytes
+ARENA = 1024 * 1024
+LINE = 256  # to whose multiples each is padded
+
+# The dtype of the update for each dtype of a parameter; complex numbers are two reals.
+_ARITHMETIC = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.complex128: torch.complex128,
+    torch.complex64: torch.complex64,
+}
+
+
+def fields(group: Group) -> tuple[Field, ...]:
+    """The tensors of a state under a group's options."""
+    return tuple(field for field in STATE if field.option is None or get(group, field.option))
+
+
+def arithmetic_dtype(param: Tensor) -> torch.dtype:
+    """The dtype in which the parameter is updated, and in which its moments are kept by default."""
+    return _ARITHMETIC[param.dtype]
+
+
+def counter_dtype() -> torch.dtype:
+    """float32, or float64 if that is the default dtype; bfloat16 would stop counting at 256."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def has_own_memory(tensor: Tensor) -> bool:
+    """Whether the tensor is plain memory, not a subclass that wraps other tensors (as DTensor)."""
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one range of memory, each place once, in whatever order."""
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
+
+
+def check_param(param: Tensor, name: str) -> None:
+    """Check a parameter.
+
+    Raises:
+        TypeError: The dtype is none of float64, float32, bfloat16, float16, complex128, complex64.
+        ValueError: The layout is not strided, or elements share memory.
+    """
+    if param.dtype not in _ARITHMETIC:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ARITHMETIC)
+        raise TypeError(f"{name} has dtype {param.dtype}, expected one of {supported}")
+    if param.layout != torch.strided:
+        raise ValueError(f"{name} has layout {param.layout}, expected torch.strided")
+    if any(
+        stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)
+    ):
+        raise ValueError(f"{name} is expanded: several of its elements share one place in memory")
+
+
+def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
+    """Check a gradient against its parameter.
+
+    Raises:
+        RuntimeError: The gradient is sparse.
+        ValueError: Its device, shape or kind of number differs from the parameter's.
+    """
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"RAdam does not support sparse gradients: gradient of {name}")
+    if grad.device != param.device:
+        raise ValueError(f"gradient of {name} is on {grad.device}, expected {param.device}")
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"gradient of {name} has shape {tuple(grad.shape)}, expected {tuple(param.shape)}"
+        )
+    if grad.dtype not in _ARITHMETIC or grad.is_complex() != param.is_complex():
+        raise ValueError(f"gradient of {name} has dtype {grad.dtype}, expected {param.dtype}")
+
+
+def check_state(param: Tensor, state: State, name: str) -> None:
+    """Check a state against its parameter.
+
+    Raises:
+        KeyError: An entry is missing.
+        ValueError: An entry differs in device, shape or dtype from what the parameter needs.
+    """
+    for key in REQUIRED:
+        if key not in state:
+            raise KeyError(f"state of {name} has no {key!r}")
+    step = state["step"]
+    if isinstance(step, Tensor) and step.numel() != 1:
+        raise ValueError(f"step of {name} has shape {tuple(step.shape)}, expected one number")
+    expected_dtypes: tuple[torch.dtype, ...] = (arithmetic_dtype(param), param.dtype)
+    for key in MOMENTS:
+        if key not in state:
+            continue
+        moment = state[key]
+        if moment.device != param.device:
+            raise ValueError(f"{key} of {name} is on {moment.device}, expected {param.device}")
+        if moment.shape != param.shape:
+            raise ValueError(
+                f"{key} of {name} has shape {tuple(moment.shape)}, expected {tuple(param.shape)}"
+            )
+        if moment.dtype not in expected_dtypes:
+            raise ValueError(
+                f"{key} of {name} has dtype {moment.dtype}, expected {expected_dtypes[0]}"
+            )
+        expected_dtypes = (moment.dtype,)  # the kernels take moments of one dtype
+
+
+class New(NamedTuple):
+    """A parameter whose state may lack tensors.
+
+    Attributes:
+        param: The parameter.
+        state: Its state.
+        group: Its group.
+        counter_device: Where its steps are counted.
+    """
+
+    param: Tensor
+    state: State
+    group: Group
+    counter_device: torch.device
+
+    def moment_dtype(self) -> torch.dtype:
+        """The dtype of new moments: that of the moments that are there."""
+        if "exp_avg" in self.state:
+            dtype: torch.dtype = self.state["exp_avg"].dtype
+            return dtype
+        in_param_dtype = get(self.group, "moments_in_param_dtype")
+        return self.param.dtype if in_param_dtype else arithmetic_dtype(self.param)
+
+
+def complete_states(new: Sequence[New]) -> None:
+    """Add what states lack under their groups' options: before the first step, everything.
+
+    A moment is zeros of the parameter's shape, device and, if it has no gaps, memory order. Each
+    tensor has a storage of its own.
+    """
+    for field in STATE:
+        lacking = [
+            member
+            for member in new
+            if field in fields(member.group) and field.name not in member.state
+        ]
+        if field.is_moment:
+            _add_moments(field.name, lacking)
+        else:
+            places = [(member.state, member.counter_device) for member in lacking]
+            add_counters([(state, 0.0, device) for state, device in places])
+
+
+def add_counters(counts: Sequence[tuple[State, float, torch.device]]) -> None:
+    """Give states a step count each, with a value and on a device."""
+    by_device = defaultdict(list)
+    for state, count, device in counts:
+        by_device[device].append((state, count))
+    for device, members in by_device.items():
+        steps = torch.tensor([count for _, count in members], dtype=counter_dtype(), device=device)
+        for i, (state, _) in enumerate(members):
+            state["step"] = steps[i].clone() if _C is None else _C.slice_of(steps, i, [], [])
+
+
+def _add_moments(name: str, new: Sequence[New]) -> None:
+    small = defaultdict(list)
+    for member in new:
+        param, dtype = member.param, member.moment_dtype()
+        is_plain = has_own_memory(param) and not param.is_meta and is_dense(param)
+        if _C is not None and is_plain and param.numel() * dtype.itemsize <= SMALL:
+            small[param.device, dtype].append(member)
+        else:
+            member.state[name] = torch.zeros_like(
+                param, dtype=dtype, memory_format=torch.preserve_format
+            )
+    for (device, dtype), members in small.items():
+        sizes = [-(-m.param.numel() * dtype.itemsize // LINE) * LINE for m in members]
+        ends = list(accumulate(sizes))
+        first = 0  # of those that share memory
+        while first < len(members):
+            start = ends[first] - sizes[first]
+            end = bisect(ends, start + ARENA)
+            arena = torch.zeros(
+                (ends[end - 1] - start) // dtype.itemsize, dtype=dtype, device=device
+            )
+            for i in range(first, end):
+                param = members[i].param
+                offset = (ends[i] - sizes[i] - start) // dtype.itemsize
+                members[i].state[name] = _C.slice_of(arena, offset, param.shape, param.stride())
+            first = end
+
+
+def place_counter(state: State, device: torch.device) -> None:
+    """Move the step count to a device where it is not there; the tensor stays the same object."""
+    step = state["step"]
+    if not isinstance(step, Tensor):
+        state["step"] = torch.tensor(float(step), dtype=counter_dtype(), device=device)
+        return
+    dtype = step.dtype if step.dtype in (torch.float32, torch.float64) else counter_dtype()
+    if step.device != device or step.dtype != dtype:
+        step.data = step.to(device, dtype)
+
+
+def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
+    """Bring moments into the parameter's memory order, as a checkpoint may have another.
+
+    Each moment stays the same object.
+    """
+    expected: tuple[int, ...] | None = None
+    for name in (name for name in MOMENTS if name in names):
+        moment = state[name]
+        if moment.stride() == param.stride() and not moment.is_conj():
+            continue
+        if expected is None:
+            expected = torch.empty_like(param, device="meta").stride()
+        strides = zip(moment.shape, moment.stride(), expected, strict=True)
+        # The stride of a single element is never used.
+        if moment.is_conj() or any(n > 1 and a != b for n, a, b in strides):
+            moved = torch.empty_like(param, dtype=moment.dtype)
+            moment.data = moved.copy_(moment)

@@ -1,0 +1,45 @@
+"""The CUDA backend's grid on the host: every block and thread in loops (tests/grid)."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def with_tools(**more):
+    """The environment, with the tools that lie beside this Python."""
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
+    return os.environ | {"PATH": path} | more
+
+
+def load(name, path, connect):
+    """A module of the extension's surface from a file."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.connect(connect)
+    return module
+
+
+@cache
+def host_grid():
+    """The extension over the grid on the host, built unless RADAM_HOST_GRID names it."""
+    from radam_fused.extension import dense_copy
+
+    path = os.environ.get("RADAM_HOST_GRID")
+    if path is None:
+        import pybind11
+
+        build = ROOT / "build" / "host_grid" / f"{sys.implementation.cache_tag}"
+        configure = ["cmake", "-S", ROOT, "-B", build, "-GNinja", "-DRADAM_FUSED_CUDA=OFF"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+        configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+        for command in (configure, ["cmake", "--build", build, "--target", "host_grid"]):
+            done = subprocess.run(command, capture_output=True, text=True, env=with_tools())
+            assert done.returncode == 0, done.stdout + done.stderr
+        [path] = (build / "tests" / "grid").glob("host_grid*.so")
+    return load("host_grid", path, dense_copy)

@@ -1,0 +1,46 @@
+"""What the backends that run from PTX share."""
+
+from radam_fused.backends.launches import Workspace
+
+from ..backends import HostBackend
+from .kernel import Kernel, program_of
+from .stream import Graph, Stream
+from .tables import Workspaces
+
+
+class PtxBackend(HostBackend):
+    """A device backend whose compiled kernels run on the CPU, in the CPU's memory.
+
+    Attributes:
+        stream: Where launches go.
+        workspaces: Where their tables may lie.
+        changed: PTX to run in place of other PTX.
+    """
+
+    is_slow = True
+
+    def __init__(self, monkeypatch):
+        super().__init__(monkeypatch)
+        self.stream, self.workspaces, self.changed = Stream(), Workspaces(), {}
+        make = Workspace.make
+
+        def noted(workspace, size):
+            memory = make(workspace, size)
+            self.workspaces.note(memory)
+            return memory
+
+        monkeypatch.setattr(Workspace, "make", noted)
+
+    def new_graph(self):
+        return Graph(self.stream)
+
+    def free_memory_of(self, graph):
+        """Frees the workspaces that a graph uses, which is too early."""
+        self._memory_of.pop(graph).clear()
+
+    def launches(self):
+        return self.stream.count
+
+    def kernel_of(self, text, threads, shared_bytes=0):
+        changed = self.changed.get(text, text)
+        return Kernel(text, program_of(changed), threads, shared_bytes)

@@ -1,0 +1,141 @@
+"""Optimizers over drawn tensors, once for a backend and once for the CPU kernel."""
+
+from typing import NamedTuple
+
+import torch
+
+from radam_fused import FusedRAdam
+
+from ...helpers import assert_same_run
+from .data import placed, values
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def moments(param):
+    """The dtypes that a parameter's moments may have."""
+    return {torch.float64 if param == torch.float64 else torch.float32: None, param: None}
+
+
+# Parameter, gradient and moment.
+DTYPES = [(p, g, m) for p in FLOATS for g in FLOATS for m in moments(p)]
+
+
+class Row(NamedTuple):
+    """A parameter: how many numbers, the steps taken, and which of its tensors are not aligned."""
+
+    size: int
+    taken: int = 0
+    misaligned: tuple[str, ...] = ()
+
+
+class Pair:
+    """The same parameters under two backends.
+
+    Args:
+        backend: The one that is held against the CPU kernel.
+        dtypes: Those of parameters, gradients and moments.
+        groups: The options and the rows of each.
+        draw: What the numbers are drawn by.
+        amsgrad: Whether there are running maxima.
+        odd: How many of the numbers are special.
+        on_device: Whether the device counts the steps.
+        counter: The dtype in which they are counted.
+    """
+
+    def __init__(
+        self,
+        backend,
+        dtypes,
+        groups,
+        draw,
+        amsgrad=False,
+        odd=0.0,
+        on_device=False,
+        counter=torch.float32,
+    ):
+        param, self._grad, moment = dtypes
+        self._counter = counter
+        self._rows = [row for _, rows in groups for row in rows]
+        self._draw, self._odd = draw, odd
+        roles = {"param": param, "exp_avg": moment, "exp_avg_sq": moment}
+        if amsgrad:
+            roles["max_exp_avg_sq"] = moment
+        drawn = [
+            {
+                role: values(row.size, dtype, draw, odd, positive=role.endswith("_sq"))
+                for role, dtype in roles.items()
+            }
+            for row in self._rows
+        ]
+        ours = [
+            {role: self._place(data, row, role) for role, data in tensors.items()}
+            for row, tensors in zip(self._rows, drawn, strict=True)
+        ]
+        self.ours = self._optimizer(backend, groups, ours, amsgrad)
+        self.theirs = self._optimizer("cpu", groups, drawn, amsgrad)
+        for group in self.ours.param_groups:
+            group["capturable"] = on_device
+        for group in self.theirs.param_groups:
+            group["lr"] = float(group["lr"])
+
+    def _place(self, data, row, role):
+        return placed(data, self._draw, role in row.misaligned)
+
+    def _optimizer(self, backend, groups, tensors, amsgrad):
+        remaining = zip(self._rows, tensors, strict=True)
+        states, made = {}, []
+        for options, rows in groups:
+            params = []
+            for _ in rows:
+                row, state = next(remaining)
+                p = torch.nn.Parameter(state["param"])
+                p.grad_dtype = None
+                params.append(p)
+                states[p] = {"step": torch.tensor(float(row.taken), dtype=self._counter), **state}
+                del states[p]["param"]
+            made.append({"params": params, **options})
+        optimizer = FusedRAdam(made, backend=backend, amsgrad=amsgrad)
+        optimizer.state.update(states)
+        return optimizer
+
+    def step(self, grad_scale=None, found_inf=None, absent=0.0):
+        """A step of both with the same gradients; afterwards they hold the same bits.
+
+        Args:
+            absent: How many of the gradients are absent.
+        """
+        grads = [
+            values(row.size, self._grad, self._draw, self._odd)
+            if self._draw.random() >= absent
+            else None
+            for row in self._rows
+        ]
+        for optimizer in (self.ours, self.theirs):
+            if grad_scale is not None:
+                optimizer.grad_scale = torch.tensor(grad_scale)
+                optimizer.found_inf = torch.tensor(found_inf)
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            for p, grad, row in zip(params, grads, self._rows, strict=True):
+                is_placed = grad is not None and optimizer is self.ours
+                p.grad = self._place(grad, row, "grad") if is_placed else grad
+            optimizer.step()
+        assert_same_run(self.ours, self.theirs)
+
+
+ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def every_way():
+    """Groups that take every way through a kernel.
+
+    Each kind of update with and without the parameter in the gradient; chunks that are whole, in
+    part, and not aligned because of each of their tensors.
+    """
+    for momentum in (True, False):
+        for decay in ({"weight_decay": 0.1}, {"weight_decay": 0.3, "decoupled_weight_decay": True}):
+            rows = []
+            for taken in (0, 20):
+                rows += [Row(size, taken) for size in (2048, 1030, 700, 260, 3)]
+                rows += [Row(1030, taken, (role,)) for role in ROLES]
+            yield {"degenerated_to_sgd": momentum, "eps": 1e-2, "lr": 0.1, **decay}, rows

@@ -1,0 +1,109 @@
+"""The CUDA backend from its PTX."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..backends import use_extension
+from . import cuda_build
+from .backend import PtxBackend
+from .memory import Memory
+from .tables import COEFFICIENTS, SEGMENT, TABLES, add_arrays
+
+_THREADS = 128
+
+# The arguments of the kernels, as csrc/cuda/grid.h has them.
+FEW_COEFFICIENTS = 4
+FEW_SEGMENTS = (4096 - 32 - FEW_COEFFICIENTS * COEFFICIENTS.itemsize) // SEGMENT.itemsize
+STEP = np.dtype(
+    [
+        *(("segments", "u8"), ("coefficients", "u8"), ("count", "i8")),
+        *(("segments_per_block", "f4"), ("padding", "f4")),
+        ("few_segments", SEGMENT, FEW_SEGMENTS),
+        ("few_coefficients", COEFFICIENTS, FEW_COEFFICIENTS),
+    ]
+)
+UPLOAD = np.dtype([("to", "u8"), ("count", "i8"), ("words", "u8", (32764 - 16) // 8)])
+PROLOGUE = np.dtype(
+    [
+        *(("segments", "u8"), ("count", "i8"), ("options", "u8"), ("coefficients", "u8")),
+        *(("step_is_float64", "?"), ("padding", "u1", 7)),
+    ]
+)
+
+
+class CudaPtx(PtxBackend):
+    """The CUDA backend, whose kernels nvcc has compiled."""
+
+    backend = "cuda"
+
+    def __init__(self, monkeypatch):
+        self._texts = cuda_build.texts()
+        super().__init__(monkeypatch)
+        module = cuda_build.extension()
+        use_extension(module, monkeypatch)
+        module.set_launcher(self._enqueue)
+
+    def step_kernel(self, dtypes, amsgrad):
+        return self.kernel_of(self._texts[dtypes, amsgrad], _THREADS)
+
+    def prologue_kernel(self, counter):
+        """The one for counters of either dtype."""
+        return self.kernel_of(self._texts["prologue"], _THREADS)
+
+    def upload_kernel(self):
+        return self.kernel_of(self._texts["upload"], _THREADS)
+
+    def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
+        """Some blocks of a step, whose tables travel in its arguments if they can and may."""
+        arguments = np.frombuffer(bytearray(b"\xee" * STEP.itemsize), STEP)
+        arguments["count"] = len(segments)
+        arguments["segments_per_block"] = np.float32(len(segments)) / np.float32(grid)
+        for name, rows in (("segments", segments), ("coefficients", coefficients)):
+            few = arguments[0][f"few_{name}"]
+            if in_memory or len(rows) > len(few):
+                arguments[name] = TABLES[name]
+                memory.allocate(name, TABLES[name], rows, False)
+            else:
+                arguments[name] = 0
+                few[: len(rows)] = rows
+        kernel = self.step_kernel(dtypes, amsgrad)
+        kernel.run(grid, arguments.tobytes(), memory, blocks)
+
+    def run_prologue(self, memory, count, counter, segments, options, coefficients):
+        """A prologue over tables in memory."""
+        given = segments, count, options, coefficients, counter == torch.float64, 0
+        arguments = np.array([given], PROLOGUE).tobytes()
+        self.prologue_kernel(counter).run(-(-count // _THREADS), arguments, memory)
+
+    def _enqueue(self, kernel, arguments, blocks, types, amsgrad):
+        launch = getattr(self, f"_{kernel}")
+        if kernel == "step":
+            dtypes = tuple(list(cuda_build.TYPES.values())[ty] for ty in types)
+            launch = partial(launch, dtypes, amsgrad)
+        self.stream.enqueue(partial(launch, blocks, arguments))
+
+    def _step(self, dtypes, amsgrad, blocks, arguments):
+        [given] = np.frombuffer(arguments, STEP)
+        memory, count = Memory(), int(given["count"])
+        segments = given["few_segments"][:count]
+        if at := int(given["segments"]):
+            segments = self.workspaces.segments(memory, at, count)
+        if at := int(given["coefficients"]):
+            self.workspaces.coefficients(memory, at, segments)
+        add_arrays(memory, segments, [dtype.itemsize for dtype in dtypes], amsgrad)
+        self.step_kernel(dtypes, amsgrad).run(blocks, arguments, memory)
+
+    def _upload(self, blocks, arguments):
+        [given] = np.frombuffer(arguments, UPLOAD)
+        memory, words = Memory(), np.dtype("u8")
+        self.workspaces.table(memory, "words", int(given["to"]), words, int(given["count"]), True)
+        self.upload_kernel().run(blocks, arguments, memory)
+
+    def _prologue(self, blocks, arguments):
+        [given] = np.frombuffer(arguments, PROLOGUE)
+        memory, counter = Memory(), torch.float64 if given["step_is_float64"] else torch.float32
+        tables = (int(given[name]) for name in ("segments", "options", "coefficients"))
+        self.workspaces.allow_prologue(memory, int(given["count"]), *tables, counter.itemsize)
+        self.prologue_kernel(counter).run(blocks, arguments, memory)

@@ -1,0 +1,124 @@
+"""csrc/cuda compiled: its PTX, and the extension over kernels that call Python."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pybind11
+import pytest
+import torch
+
+from ..host_grid import ROOT, load
+
+ARCHITECTURE = os.environ.get("RADAM_PTX_ARCH", "90")
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "ptx"
+
+TYPES = {  # as csrc/scalar.h numbers them
+    "double": torch.float64,
+    "float": torch.float32,
+    "BFloat16": torch.bfloat16,
+    "Half": torch.float16,
+}
+
+
+def _build(commands):
+    """Runs the commands, two at a time, each of which makes the file that it is given by."""
+    start = time.time()
+
+    def one(item):
+        target, command = item
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = target.with_name(f"{target.name}.{os.getpid()}")  # whole when it gets its name
+        done = subprocess.run([*command, "-o", made], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        os.utime(made, (start, start))  # so that a source which changes meanwhile is newer
+        made.replace(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, commands.items()))
+
+
+def _is_current(target, sources):
+    return target.exists() and all(
+        target.stat().st_mtime > source.stat().st_mtime for source in sources
+    )
+
+
+def _sources(*patterns):
+    return [source for pattern in patterns for source in CSRC.glob(pattern)]
+
+
+def _rounding():
+    """nvcc's options for rounding, as the build has them."""
+    text = (ROOT / "cmake" / "cuda.cmake").read_text()
+    return re.search(r"set\(RADAM_CUDA_ROUNDING (.*)", text)[1].split()
+
+
+def compiled():
+    """The PTX of csrc/cuda as text, a module for each dtype of a parameter and one of the rest."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("there is no nvcc")
+    sources = _sources("*.h", "*.def", "cuda/*")
+    files = {name: BUILD / f"compute_{ARCHITECTURE}" / f"{name}.ptx" for name in (*TYPES, "rest")}
+    nvcc = ["nvcc", "-ptx", "-O3", "-std=c++17", f"-arch=compute_{ARCHITECTURE}", *_rounding()]
+    _build(
+        {
+            file: [*nvcc, CSRC / "cuda" / "kernels.cu"]
+            if name == "rest"
+            else [*nvcc, CSRC / "cuda" / "step.cu", f"-DRADAM_PARAM={name}"]
+            for name, file in files.items()
+            if not _is_current(file, sources)
+        }
+    )
+    return [file.read_text() for file in files.values()]
+
+
+def _plain(names):
+    done = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@cache
+def texts():
+    """The PTX of each kernel: of a step by its dtypes and amsgrad, of the others by their names."""
+    found = {}
+    for module in compiled():
+        head, *kernels = re.split(r"(?=^(?:\.visible )?\.entry )", module, flags=re.M)
+        names = [re.search(r"\.entry\s+([\w$]+)", kernel)[1] for kernel in kernels]
+        for name, kernel in zip(_plain(names), kernels, strict=True):
+            if step := re.search(r"step_kernel<(.+), (.+), (.+), (?:\(bool\))?(\w+)>", name):
+                *types, amsgrad = step.groups()
+                dtypes = tuple(TYPES[ty.rpartition(":")[2]] for ty in types)
+                found[dtypes, amsgrad in ("true", "1")] = head + kernel
+            else:
+                found[re.search(r"(\w+)_kernel\(", name)[1]] = head + kernel
+    return found
+
+
+@cache
+def extension():
+    """The extension's surface, whose launches call Python."""
+    from radam_fused.extension import dense_copy
+
+    where = BUILD / "grid"
+    target = where / ("ptx_grid" + sysconfig.get_config_var("EXT_SUFFIX"))
+    sources = [Path(__file__).parent / "grid" / "host.cpp"]
+    sources += _sources("*.cpp", "cuda/*.cpp", "cpu/*.cpp")
+    if not _is_current(target, [*sources, *_sources("*.h", "*.def", "*/*.h")]):
+        flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fopenmp"]
+        flags += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+        flags += ["-DRADAM_MODULE=ptx_grid", '-DRADAM_CUDA="ptx"', "-DRADAM_BIND_MORE=bind_tests"]
+        flags += ["-DRADAM_INLINE=inline", "-DRADAM_INSTRUCTION_SET=baseline"]
+        flags += [f"-I{path}" for path in (CSRC, pybind11.get_include())]
+        flags += [f"-I{sysconfig.get_path('include')}"]
+        objects = {where / f"{s.parent.name}_{s.stem}.o": s for s in sources}
+        _build({o: ["g++", *flags, "-c", source] for o, source in objects.items()})
+        _build({target: ["g++", "-shared", "-fopenmp", *objects]})
+    return load("ptx_grid", target, dense_copy)

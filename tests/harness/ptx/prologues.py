@@ -1,0 +1,99 @@
+"""Prologues over drawn tables, against the coefficients that the host computes."""
+
+import numpy as np
+
+from radam_fused.options import OPTION_NAMES
+from radam_fused.rectification import coefficients
+
+from ...test_graphs import drawn_options
+from .memory import Memory
+from .tables import COEFFICIENTS, OPTIONS, SEGMENT, TABLES
+
+_COUNTERS, _NUMBERS = 0x1_0000_0000, 0x2_0000_0000
+_POISON = 777.25
+_SKIPPED = 3
+_USED = COEFFICIENTS.fields["padding"][1]  # bytes of a row
+
+
+class _Numbers:
+    """Single numbers in device memory, each by itself."""
+
+    def __init__(self, memory):
+        self._memory, self._count = memory, 0
+
+    def add(self, name, value, dtype):
+        """The address of a number, and what it is once it is rounded to the dtype."""
+        self._count += 1
+        number = np.array([value], dtype)
+        address = _NUMBERS + 0x100 * self._count + number.itemsize  # not of a larger word
+        self._memory.allocate(name, address, number, False)
+        return address, float(number[0])
+
+
+def _drawn_group(draw, numbers, found_inf, row):
+    """Fills a row of the options; returns them as the host's function takes them."""
+    values, flags = drawn_options(draw)
+    if draw.random() < 0.3:  # so that every term of the exact variance counts
+        values |= {"betas": (0.9, draw.uniform(0.5, 0.9)), "rectify_threshold": 2.0}
+        flags |= {"rectify": True, "exact_rectification": True}
+    lr, scale = values["lr"], values.pop("grad_scale")
+    values["beta1"], values["beta2"] = values.pop("betas")
+    for name in OPTION_NAMES:
+        row[name] = {**values, **flags}[name]
+    if kind := draw.choice([None, "f4", "f8"]):
+        row["lr"], row["lr_is_float64"] = 0.123, kind == "f8"
+        row["lr_at"], lr = numbers.add("lr", lr, kind)
+    if draw.random() < 0.7:
+        row["grad_scale_at"], scale = numbers.add("grad_scale", scale, "f4")
+    else:
+        scale = 1.0
+    if found_inf is not None:
+        row["found_inf_at"], _ = numbers.add("found_inf", found_inf, "f4")
+    given = {**values, **flags, "lr": lr, "grad_scale": scale}
+    given["betas"] = given.pop("beta1"), given.pop("beta2")
+    return given
+
+
+def assert_same_prologue(backend, draw, counts, counter, found_inf=None):
+    """A prologue counts and gives the coefficients of the host, bit for bit.
+
+    Args:
+        counts: The counts of the segments, this step included.
+        counter: The dtype of the counters.
+        found_inf: Whether a gradient overflowed, as a number; None: nobody asked.
+    """
+    memory = Memory()
+    numbers = _Numbers(memory)
+    options = np.zeros(draw.randrange(1, 9), OPTIONS)
+    groups = [_drawn_group(draw, numbers, found_inf, row) for row in options]
+    before = np.array(counts, str(counter).removeprefix("torch.")) - 1
+    at = _COUNTERS + before.itemsize
+    counters = memory.allocate("counters", at, before, True)
+    rows = draw.sample(range(len(counts) + 3), len(counts))  # three belong to no segment
+    segments = np.zeros(len(counts), SEGMENT)
+    segments["step"] = at + before.itemsize * np.arange(len(counts))
+    segments["coefficients"] = rows
+    segments["options"] = [draw.randrange(len(groups)) for _ in counts]
+    poison = np.full((len(counts) + 3) * COEFFICIENTS.itemsize // 8, _POISON)
+    memory.allocate("segments", TABLES["segments"], segments, False)
+    memory.allocate("options", TABLES["options"], options, False)
+    table = memory.allocate("coefficients", TABLES["coefficients"], poison, True)
+
+    backend.run_prologue(memory, len(counts), counter, *TABLES.values())
+
+    after = memory.read(counters, before.dtype)
+    results = memory.read(table, COEFFICIENTS)
+    is_skipped = found_inf is not None and found_inf != 0
+    assert (after == (before if is_skipped else before + 1)).all()
+    unchanged = poison.view(COEFFICIENTS)[0]
+    for row in set(range(len(results))) - set(rows):
+        assert results[row] == unchanged, "a row of no segment"
+    for row, segment, count in zip(rows, segments, after, strict=True):
+        expected = unchanged.copy()
+        if is_skipped:
+            expected["update"] = _SKIPPED
+        else:
+            given = groups[segment["options"]]
+            expected = np.array((*coefficients(int(count), **given), 0), COEFFICIENTS)
+        same = results[row].tobytes()[:_USED] == expected.tobytes()[:_USED]
+        assert same, f"step {int(count)}: {results[row]}, expected {expected}"

@@ -1,0 +1,128 @@
+"""The tables that a launch reads, as csrc/segments.h has them, and the memory that it may touch."""
+
+import ctypes
+
+import numpy as np
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from radam_fused.options import OPTION_NAMES
+from radam_fused.rectification import Coefficients
+from radam_fused.state import ROLES
+
+from .machine import PtxError
+
+SEGMENT = np.dtype(
+    [(role, "u8") for role in ROLES]
+    + [(name, "i8") for name in ("numel", "first", "coefficients", "options")]
+)
+COEFFICIENTS = np.dtype(
+    [(name, "f8") for name in Coefficients._fields[:-1]] + [("update", "i4"), ("padding", "i4")]
+)
+OPTIONS = np.dtype(
+    [(name, "f8") for name in OPTION_NAMES]
+    + [("lr_at", "u8"), ("lr_is_float64", "i8"), ("grad_scale_at", "u8"), ("found_inf_at", "u8")]
+)
+
+# Addresses for the tables of launches that tests make themselves.
+TABLES = {"segments": 0x7FFF_0000_0040, "options": 0x7FFF_1000_0010}
+TABLES["coefficients"] = 0x7FFF_2000_0008
+
+
+def read(address, dtype, count):
+    """Rows of a table in the host's memory."""
+    return np.frombuffer(ctypes.string_at(address, dtype.itemsize * count), dtype)
+
+
+class Span:
+    """The memory of a tensor, which this does not keep alive."""
+
+    def __init__(self, tensor):
+        self.start = tensor.data_ptr()
+        self.size = tensor.numel() * tensor.element_size()
+        self._storage = StorageWeakRef(tensor.untyped_storage())
+
+    def is_alive(self):
+        return not self._storage.expired()
+
+    def holds(self, address, size):
+        is_inside = self.start <= address and address + size <= self.start + self.size
+        return is_inside and self.is_alive()
+
+
+class Workspaces:
+    """The memory that launches have been given for their tables."""
+
+    def __init__(self):
+        self._spans = []
+
+    def note(self, tensor):
+        self._spans.append(Span(tensor))
+
+    def check(self, address, size):
+        if not any(span.holds(address, size) for span in self._spans):
+            raise PtxError(f"{size} bytes of a table at {address:#x} lie in no workspace")
+
+    def table(self, memory, name, address, dtype, count, writable=False):
+        """Adds a table to what a launch may touch; returns its rows."""
+        self.check(address, dtype.itemsize * count)
+        memory.over_host(name, address, dtype.itemsize * count, writable)
+        return read(address, dtype, count)
+
+    def segments(self, memory, address, count):
+        return self.table(memory, "segments", address, SEGMENT, count)
+
+    def coefficients(self, memory, address, segments, writable=False):
+        rows = _rows(segments["coefficients"])
+        self.table(memory, "coefficients", address, COEFFICIENTS, rows, writable)
+
+    def allow_prologue(self, memory, count, segments, options, coefficients, counter_size):
+        """Adds what a prologue may touch, given the addresses of its tables."""
+        segments = self.segments(memory, segments, count)
+        rows = _rows(segments["options"])
+        options = self.table(memory, "options", options, OPTIONS, rows)
+        self.coefficients(memory, coefficients, segments, True)
+        _add_numbers(memory, segments, options, counter_size)
+
+
+def _rows(indices):
+    """How many rows a table has to have for these indices."""
+    return int(indices.max()) + 1
+
+
+def add_arrays(memory, segments, sizes, amsgrad):
+    """Adds the arrays of every segment to what a step may touch.
+
+    Args:
+        sizes: Bytes of a scalar of parameters, gradients and moments.
+    """
+    param, grad, moment = sizes
+    written = {"param": param, "exp_avg": moment, "exp_avg_sq": moment}
+    if amsgrad:
+        written["max_exp_avg_sq"] = moment
+    for number, row in enumerate(segments):
+        for role, size in written.items():
+            name = f"{role} of segment {number}"
+            memory.over_host(name, int(row[role]), int(row["numel"]) * size, True)
+    _add_shared(memory, "gradients", [(int(r["grad"]), int(r["numel"]) * grad) for r in segments])
+
+
+def _add_numbers(memory, segments, options, counter_size):
+    """Adds the numbers to which the tables point to what a prologue may touch."""
+    for number, row in enumerate(segments):
+        memory.over_host(f"counter {number}", int(row["step"]), counter_size, True)
+    numbers = []
+    for row in options[np.unique(segments["options"])]:
+        numbers.append((int(row["lr_at"]), 8 if row["lr_is_float64"] else 4))
+        numbers += [(int(row[name]), 4) for name in ("grad_scale_at", "found_inf_at")]
+    _add_shared(memory, "options on the device", [given for given in numbers if given[0]])
+
+
+def _add_shared(memory, name, spans):
+    """Adds memory that is only read, of which several rows may share some."""
+    start = end = 0
+    for address, size in sorted(span for span in spans if span[1]):
+        if address > end:
+            memory.over_host(name, start, end - start, False)
+            start = address
+        end = max(end, address + size)
+    memory.over_host(name, start, end - start, False)

@@ -1,0 +1,167 @@
+"""The Triton backend from the PTX that Triton compiles."""
+
+import ctypes
+import os
+import struct
+import types
+
+import torch
+import triton
+import triton.language as tl
+from radam_fused.triton_kernels.launch import Kernels
+from triton.backends.compiler import GPUTarget
+
+from .backend import PtxBackend
+from .machine import PtxError
+from .memory import Memory
+from .tables import TABLES, Span, add_arrays
+
+ARCHITECTURE = int(os.environ.get("RADAM_PTX_ARCH", "90"))
+
+_STREAM = 4321
+_BYTES = {tl.float64: 8, tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
+
+
+class Driver:
+    """Triton's driver for a GPU that is not there: launches run from their PTX.
+
+    Args:
+        device: The name under which Triton keeps what it loads, also for later drivers.
+        backend: Whose launches they are.
+
+    Attributes:
+        launched: The names of the kernels that were launched.
+        loaded: The kernels by their names, those that were last launched or only loaded.
+    """
+
+    def __init__(self, device, backend):
+        self.launched, self.loaded = [], {}
+        self.utils = types.SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": 232448},
+            load_binary=lambda name, *_: (None, self._loading, 0, 0, 1024),  # no module to unload
+        )
+        self._device, self._backend = device, backend
+        self._loading = ""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", ARCHITECTURE, 32)
+
+    def get_current_device(self):
+        return self._device
+
+    def get_current_stream(self, device):
+        return _STREAM
+
+    def read_ptx(self, module, function, name, files, hash):
+        """Triton's hook before it loads a kernel."""
+        [path] = (path for file, path in files.items() if file.endswith(".ptx"))
+        with open(path) as file:
+            self._loading = file.read()
+
+    def launcher_cls(self, source, metadata):
+        constants = {index for (index,) in source.constants}
+        names = source.fn.arg_names
+
+        def launch(x, y, z, stream, ptx, packed, launch_metadata, enter, leave, *arguments):
+            assert (y, z, stream) == (1, 1, _STREAM)
+            given = dict(zip(names, arguments, strict=True))
+            passed = [given[name] for i, name in enumerate(names) if i not in constants]
+            # A driver of another test may have loaded the kernel.
+            triton.runtime.driver.active.launch(ptx, metadata, x, given, passed)
+
+        return launch
+
+    def launch(self, ptx, metadata, programs, given, passed):
+        """Enqueues a launch; of what is given, the compiled kernel is passed only some."""
+        kernel = self._backend.kernel_of(ptx, 32 * metadata.num_warps, metadata.shared)
+        self.loaded[metadata.name] = kernel
+        if programs == 0:  # as Triton's own launchers
+            return
+        self.launched.append(metadata.name)
+        passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in passed]
+        given = {k: a.data_ptr() if isinstance(a, torch.Tensor) else a for k, a in given.items()}
+        allow = getattr(self, f"_{metadata.name}")
+
+        def run():
+            memory = Memory()
+            allow(memory, programs, **given)
+            kernel.run(programs, pack(kernel, passed), memory)
+
+        self._backend.stream.enqueue(run)
+
+    def _step_kernel(self, memory, programs, table, count, coefficients, P, G, M, AMSGRAD, **_):
+        workspaces = self._backend.workspaces
+        segments = workspaces.segments(memory, table, count)
+        workspaces.coefficients(memory, coefficients, segments)
+        add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD)
+
+    def _prologue_kernel(self, memory, programs, table, option_rows, coefficients, S):
+        tables = table, option_rows, coefficients
+        self._backend.workspaces.allow_prologue(memory, programs, *tables, _BYTES[S])
+
+
+def pack(kernel, arguments):
+    """The parameters as Triton lays them out: the arguments, then addresses of scratch memory."""
+    sizes = [size for _, size in kernel.program.kernel.params.values()]
+    assert sizes == [8] * (len(arguments) + 2), sizes
+    return struct.pack(f"{len(sizes)}Q", *arguments, 0, 0)
+
+
+class Copy:
+    """A copy as a graph has it, which keeps neither tensor."""
+
+    def __init__(self, to, source):
+        assert to.dtype == source.dtype
+        assert to.is_contiguous()
+        assert source.is_contiguous()
+        self._to, self._source = Span(to), Span(source)
+        assert self._to.size == self._source.size
+
+    def __call__(self):
+        for span in (self._to, self._source):
+            if not span.is_alive():
+                raise PtxError("a copy from or to memory that has been freed")
+        ctypes.memmove(self._to.start, self._source.start, self._to.size)
+
+
+class TritonPtx(PtxBackend):
+    """The Triton backend, whose kernels Triton has compiled."""
+
+    backend = "triton"
+
+    def __init__(self, monkeypatch, device="ptx"):
+        super().__init__(monkeypatch)
+        self.driver = Driver(device, self)
+        monkeypatch.setattr(triton.runtime.driver, "_active", self.driver)
+        hooks = triton.knobs.runtime
+        monkeypatch.setattr(hooks, "kernel_load_start_hook", self.driver.read_ptx)
+        copy_ = torch.Tensor.copy_
+
+        def copy(to, source, non_blocking=False):
+            if non_blocking:
+                self.stream.enqueue(Copy(to, source))
+                return to
+            return copy_(to, source)
+
+        monkeypatch.setattr(torch.Tensor, "copy_", copy)
+
+    def step_kernel(self, dtypes, amsgrad):
+        Kernels(self.device, dtypes, amsgrad)
+        return self.driver.loaded["step_kernel"]
+
+    def prologue_kernel(self, counter):
+        Kernels(self.device, [torch.float32] * 3, False, counter)
+        return self.driver.loaded["prologue_kernel"]
+
+    def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
+        """Some programs of a step, whose tables are always in memory."""
+        for name, rows in (("segments", segments), ("coefficients", coefficients)):
+            memory.allocate(name, TABLES[name], rows, False)
+        kernel = self.step_kernel(dtypes, amsgrad)
+        given = TABLES["segments"], len(segments), TABLES["coefficients"]
+        kernel.run(grid, pack(kernel, given), memory, blocks)
+
+    def run_prologue(self, memory, count, counter, *tables):
+        """A prologue over tables in memory."""
+        kernel = self.prologue_kernel(counter)
+        kernel.run(count, pack(kernel, tables), memory)

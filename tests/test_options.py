@@ -1,0 +1,139 @@
+"""Options and state tensors are declared once; what must agree with the declarations does."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+
+import radam_fused
+from radam_fused import FusedRAdam, options, radam_step_, rectification, state
+from radam_fused.extension import _C
+
+from .helpers import gradients, parameters, train
+
+
+def test_the_extension_has_the_declared_options_and_tensors_in_their_order():
+    assert _C.option_names == options.OPTION_NAMES
+    assert _C.role_names == state.ROLES
+
+
+def test_the_signature_has_every_option_with_its_default():
+    signature = inspect.signature(FusedRAdam).parameters
+    ours = {"params", "flatten", "backend"}
+    assert {name: p.default for name, p in signature.items() if name not in ours} == (
+        options.DEFAULTS
+    )
+
+
+def test_the_functional_form_takes_every_option_of_the_coefficients():
+    signature = inspect.signature(radam_step_).parameters
+    defaults = {name: p.default for name, p in signature.items() if name in options.DEFAULTS}
+    assert defaults == {name: options.DEFAULTS[name] for name in options.COEFFICIENTS}
+
+
+def test_the_coefficients_take_every_option_that_feeds_them():
+    names = set(inspect.signature(rectification.coefficients).parameters)
+    assert names == {"step", "grad_scale", *options.COEFFICIENTS}
+
+
+@pytest.mark.parametrize("documented", [FusedRAdam, radam_step_], ids=lambda d: d.__name__)
+def test_every_option_is_documented(documented):
+    text = inspect.getdoc(documented)
+    assert "{options}" not in text
+    for name in inspect.signature(documented).parameters:
+        if name != "params":
+            assert f"    {name}: " in text, name
+    assert max(map(len, documented.__doc__.splitlines())) <= 100
+
+
+def test_an_option_that_the_functional_form_lacks_is_an_error():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'amsgrad'"):
+        radam_step_([], [], [], [], [], amsgrad=True)
+
+
+def test_the_state_has_the_declared_tensors():
+    for amsgrad in (False, True):
+        [p] = parameters((3,))
+        optimizer = train(FusedRAdam([p], amsgrad=amsgrad), gradients([p], 1))
+        expected = [f.name for f in state.STATE if amsgrad or f.option != "amsgrad"]
+        assert list(optimizer.state[p]) == expected
+
+
+class TestGroupOptions:
+    """The reader of the groups' options."""
+
+    def reader(self):
+        return radam_fused.backends.new_numbers()
+
+    def group(self, **given):
+        return {"params": [], **options.group_defaults({**options.DEFAULTS, **given})}
+
+    def test_only_groups_that_changed_are_reported(self):
+        groups, reader = [self.group(), self.group(lr=0.1)], self.reader()
+        assert reader.read(groups) == [0, 1]
+        assert reader.read(groups) == []
+        groups[1]["eps"] = 1e-3
+        assert reader.read(groups) == [1]
+        groups[0]["amsgrad"] = True
+        assert reader.read(groups) == [0]
+        groups[0]["lr"] = 0.2  # changes at every step under a scheduler
+        assert reader.read(groups) == []
+        groups.append(self.group())
+        assert reader.read(groups) == [0, 1, 2]
+
+    @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay", "rectify_threshold"])
+    def test_a_value_that_is_no_number_is_named(self, name):
+        groups = [self.group()]
+        groups[0][name] = "1e-3"
+        with pytest.raises(TypeError, match=f"Invalid {name} value: '1e-3', expected a number"):
+            self.reader().read(groups)
+
+    def test_a_group_without_an_option_of_torch_s_is_a_key_error(self):
+        groups = [self.group()]
+        del groups[0]["eps"]
+        with pytest.raises(KeyError, match="eps"):
+            self.reader().read(groups)
+
+    def test_a_learning_rate_that_is_a_tensor_is_let_go(self):
+        import weakref
+
+        lr = torch.tensor(0.1)
+        groups, reader, watched = [self.group(lr=lr)], self.reader(), weakref.ref(lr)
+        reader.read(groups)
+        reader.release()
+        groups[0]["lr"] = 0.1
+        del lr
+        assert watched() is None
+
+
+def test_groups_with_the_same_options_share_coefficients_and_others_do_not():
+    params = parameters(*[(5,)] * 6)
+    rates = [0.1, 0.2, 0.1, 0.1, 0.2, 0.3]
+    optimizer = FusedRAdam(
+        [{"params": [p], "lr": lr} for p, lr in zip(params, rates, strict=True)], backend="cpu"
+    )
+    train(optimizer, gradients(params, 2))
+    [launch] = optimizer._launches
+    coefficients = []
+    compute = launch.compute
+
+    def noted(step):
+        compute(step)
+        coefficients.append(len(launch.table.coefficients) // 72)
+
+    launch.compute = noted
+    train(optimizer, gradients(params, 1))
+    assert coefficients == [3]
+
+
+def test_the_warning_of_steps_that_are_never_rectified_names_the_caller_s_line():
+    [p, q] = parameters((2,), (3,))
+    for add in (
+        lambda: FusedRAdam([p], betas=(0.9, 0.5)),
+        lambda: FusedRAdam([p]).add_param_group({"params": [q], "betas": (0.9, 0.5)}),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            add()
+        assert [warning.filename for warning in caught] == [__file__]
