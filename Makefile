@@ -15,16 +15,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTHON) -m pytest tests
 
-# Every compiled kernel executed on a CPU: what make test runs a selection of.
+# Every case of the compiled kernels, executed from their PTX for each generation of GPUs; make test
+# runs a selection.
 ptx: $(INSTALLED)
-	RADAM_PTX=full $(PYTHON) -m pytest tests/test_ptx.py
+	for arch in 75 80 90 100 120; do RADAM_PTX=full RADAM_PTX_ARCH=$$arch \
+	  $(PYTHON) -m pytest -q tests/test_ptx.py || exit 1; done
 
 # The Triton backend with the oldest Triton that serves.
 oldest-triton: $(INSTALLED)
 	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
 	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
-	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_amp.py \
-	  tests/test_graphs.py tests/test_engines_agree.py -k triton
+	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_ptx.py \
+	  tests/test_amp.py tests/test_graphs.py tests/test_engines_agree.py -k triton
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench

@@ -294,7 +294,7 @@ bool TensorTable::read(const py::list& groups, const py::dict& states) {
       const Row& ahead = rows_[i + kAhead];
       prefetch(ahead.tensors[role::param], ahead.sizes[role::param], 5, 6);
       prefetch(ahead.tensors[role::grad], ahead.sizes[role::grad], 5, 6);
-      for (int r = kFirstState; r < kRoles; ++r) prefetch(ahead.tensors[r], ahead.sizes[r], 1, 2);
+      for (int r = kFirstState; r < kRoles; ++r) prefetch(ahead.tensors[r], ahead.sizes[r], 3, 1);
       if (ahead.entry < states_.size()) __builtin_prefetch(states_[ahead.entry].second);
     }
     Row& row = rows_[i];

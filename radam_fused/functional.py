@@ -10,7 +10,7 @@ from torch import Tensor
 from . import backends
 from . import options as declared
 from .options import COEFFICIENTS, DEFAULTS, documents
-from .state import check_grad, check_param, check_state
+from .state import MOMENTS, check_grad, check_param, check_state
 
 __all__ = ["radam_step_"]
 
@@ -72,6 +72,7 @@ def radam_step_(
             raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(params)}")
 
     launches, states = backends.Launches(), {}
+    moments = [name for name in lists if name in MOMENTS]
     aliases = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         name = f"parameter {i}"
@@ -88,7 +89,7 @@ def radam_step_(
         states[alias] = {**state, "step": state["step"].detach().clone()}
     group["params"] = [alias for alias, _ in aliases]
     for i, (alias, chosen) in enumerate(aliases):
-        launches.add((0, i), alias, grads[i].dtype, states[alias], tuple(lists), chosen, False)
+        launches.add((0, i), alias, grads[i].dtype, states[alias], moments, chosen, False)
     step = backends.Step([group], backends.new_numbers())
     if step.numbers is not None:
         step.numbers.read(step.groups)

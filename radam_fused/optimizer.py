@@ -354,51 +354,52 @@ class FusedRAdam(Optimizer):
     def _plan(self, places: Sequence[backends.Place]) -> None:
         """Check the parameters at some places, make their states, and add them to launches."""
         found = []
+        chosen: dict[tuple[Any, ...], backends.Backend] = {}
+        names = [tuple(field.name for field in fields(group)) for group in self.param_groups]
         for place in places:
             group = self.param_groups[place[0]]
             param, name = group["params"][place[1]], self._name(place)
-            grad = param.grad
+            grad, state = param.grad, self.state.get(param)
             if grad is None:
                 raise RuntimeError(f"grad of {name} changed while the step was prepared")
             check_param(param, name)
             check_grad(param, grad, name)
-            state = self.state.get(param)
             if state:
                 check_state(param, state, name)
-            found.append((place, group, param, grad.dtype, self._select(group, param, name)))
+            kind = type(param), param.device, group["differentiable"], group["capturable"]
+            if kind not in chosen:
+                chosen[kind] = self._select(group, param, name)
+            found.append((place, group, param, grad.dtype, state or {}, chosen[kind]))
         if any(group["capturable"] for _, group, *_ in found) and backends.is_capturing():
             raise RuntimeError(
                 "cannot capture this step: it allocates state. Run one step after any change, then "
                 "capture"
             )
-        created = [param for _, _, param, *_ in found if not self.state.get(param)]
-        try:
-            counted_on_device = [
-                backend.supports_capturable and self._counts_on_device(group, self.state[param])
-                for _, group, param, _, backend in found
+        counted_there = [
+            backend.supports_capturable and self._counts_on_device(group, state)
+            for _, group, _, _, state, backend in found
+        ]
+        complete_states(
+            [
+                New(param, state, group, names[place[0]], param.device if there else CPU)
+                for (place, group, param, _, state, _), there in zip(
+                    found, counted_there, strict=True
+                )
             ]
-            complete_states(
-                [
-                    New(param, self.state[param], group, param.device if on_device else CPU)
-                    for (_, group, param, *_), on_device in zip(
-                        found, counted_on_device, strict=True
-                    )
-                ]
-            )
-            for (place, group, param, grad_dtype, backend), on_device in zip(
-                found, counted_on_device, strict=True
-            ):
-                state = self.state[param]
-                names = tuple(field.name for field in fields(group))
-                slot = None
-                if self.flatten:
-                    buffer, slot = self.flat_buffers[place[0]].of(param)
-                    buffer.take_over(slot, state, (name for name in MOMENTS if name in names))
-                self._launches.add(place, param, grad_dtype, state, names, backend, on_device, slot)
-        except BaseException:
-            for param in created:
-                self.state.pop(param, None)
-            raise
+        )
+        for (place, _, param, grad_dtype, state, backend), there in zip(
+            found, counted_there, strict=True
+        ):
+            moments = [name for name in names[place[0]] if name in MOMENTS]
+            slot = None
+            if self.flatten:
+                buffer, slot = self.flat_buffers[place[0]].of(param)
+                buffer.take_over(slot, state, moments)
+            self._launches.add(place, param, grad_dtype, state, moments, backend, there, slot)
+        # Last, so that an error leaves no new state behind.
+        for _, _, param, _, state, _ in found:
+            if self.state.get(param) is not state:
+                self.state[param].update(state)
 
     def _counts_on_device(self, group: dict[str, Any], state: State) -> bool:
         """Whether a backend that can count a parameter's steps on its device is to do so."""

@@ -48,9 +48,9 @@ ROLES = ("param", "grad", *(field.name for field in STATE))
 
 # Small moments lie side by side, up to 1 MB together, and so do step counts: a step finds them
 # sooner in memory. That memory is freed with the last of them.
-SMALL = 256 * 1024  # bytes
-ARENA = 1024 * 1024
-LINE = 256  # to whose multiples each is padded
+SMALL = 65536  # elements
+ARENA = 1024 * 1024  # bytes
+LINE = 256  # bytes, to whose multiples each is padded
 
 # The dtype of the update for each dtype of a parameter; complex numbers are two reals.
 _ARITHMETIC = {
@@ -163,12 +163,14 @@ class New(NamedTuple):
         param: The parameter.
         state: Its state.
         group: Its group.
+        names: The tensors that its state has to have.
         counter_device: Where its steps are counted.
     """
 
     param: Tensor
     state: State
     group: Group
+    names: tuple[str, ...]
     counter_device: torch.device
 
     def moment_dtype(self) -> torch.dtype:
@@ -186,17 +188,29 @@ def complete_states(new: Sequence[New]) -> None:
     A moment is zeros of the parameter's shape, device and, if it has no gaps, memory order. Each
     tensor has a storage of its own.
     """
+    lacking = [member for member in new if not all(name in member.state for name in member.names)]
+    small = [_is_small(member.param) for member in lacking]
     for field in STATE:
-        lacking = [
-            member
-            for member in new
-            if field in fields(member.group) and field.name not in member.state
+        wanted = [
+            (member, is_small)
+            for member, is_small in zip(lacking, small, strict=True)
+            if field.name in member.names and field.name not in member.state
         ]
         if field.is_moment:
-            _add_moments(field.name, lacking)
+            _add_moments(field.name, wanted)
         else:
-            places = [(member.state, member.counter_device) for member in lacking]
-            add_counters([(state, 0.0, device) for state, device in places])
+            add_counters([(member.state, 0.0, member.counter_device) for member, _ in wanted])
+
+
+def _is_small(param: Tensor) -> bool:
+    """Whether new moments of a parameter are to share memory with others."""
+    return (
+        _C is not None
+        and param.numel() <= SMALL
+        and has_own_memory(param)
+        and not param.is_meta
+        and (param.is_contiguous() or is_dense(param))
+    )
 
 
 def add_counters(counts: Sequence[tuple[State, float, torch.device]]) -> None:
@@ -210,12 +224,11 @@ def add_counters(counts: Sequence[tuple[State, float, torch.device]]) -> None:
             state["step"] = steps[i].clone() if _C is None else _C.slice_of(steps, i, [], [])
 
 
-def _add_moments(name: str, new: Sequence[New]) -> None:
+def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
     small = defaultdict(list)
-    for member in new:
+    for member, is_small in new:
         param, dtype = member.param, member.moment_dtype()
-        is_plain = has_own_memory(param) and not param.is_meta and is_dense(param)
-        if _C is not None and is_plain and param.numel() * dtype.itemsize <= SMALL:
+        if is_small:
             small[param.device, dtype].append(member)
         else:
             member.state[name] = torch.zeros_like(
@@ -254,15 +267,17 @@ def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
 
     Each moment stays the same object.
     """
+    stride = param.stride()
     expected: tuple[int, ...] | None = None
-    for name in (name for name in MOMENTS if name in names):
+    for name in names:
         moment = state[name]
-        if moment.stride() == param.stride() and not moment.is_conj():
+        is_lazy = moment.is_complex() and moment.is_conj()
+        if moment.stride() == stride and not is_lazy:
             continue
         if expected is None:
             expected = torch.empty_like(param, device="meta").stride()
         strides = zip(moment.shape, moment.stride(), expected, strict=True)
         # The stride of a single element is never used.
-        if moment.is_conj() or any(n > 1 and a != b for n, a, b in strides):
+        if is_lazy or any(n > 1 and a != b for n, a, b in strides):
             moved = torch.empty_like(param, dtype=moment.dtype)
             moment.data = moved.copy_(moment)

@@ -1,6 +1,6 @@
 """The backends and the choice between them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -137,7 +137,7 @@ class Launches:
         param: Tensor,
         grad_dtype: torch.dtype,
         state: State,
-        names: tuple[str, ...],
+        moments: Sequence[str],
         backend: Backend,
         counts_on_device: bool,
         slot: Slot | None = None,
@@ -151,21 +151,21 @@ class Launches:
             param: The parameter.
             grad_dtype: The dtype of its gradient.
             state: Its state.
-            names: The tensors of the state that the step needs.
+            moments: Those of its tensors that are moments, as far as the step needs them.
             backend: The backend that steps it.
             counts_on_device: Whether its steps are counted where it is.
             slot: Its place in a flat buffer, or None.
         """
         if backend.name != "eager":
             place_counter(state, param.device if counts_on_device else CPU)
-            take_over_layout(param, state, names)
+            take_over_layout(param, state, moments)
         kind = Kind(
             param.device,
             param.dtype,
             grad_dtype,
             state["exp_avg"].dtype,
             state["step"].dtype,
-            names,
+            ("step", *moments),
             counts_on_device,
         )
         if (backend.name, kind) not in self._by_kind:

@@ -17,7 +17,7 @@ class HostBackend:
     Attributes:
         backend: The name of the backend.
         device: Where its tensors are.
-        is_slow: Whether its kernels are interpreted.
+        is_slow: Whether its kernels are executed from their PTX.
     """
 
     device = torch.device("cpu")

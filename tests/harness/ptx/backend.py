@@ -1,11 +1,15 @@
 """What the backends that run from PTX share."""
 
+import os
+
 from radam_fused.backends.launches import Workspace
 
 from ..backends import HostBackend
 from .kernel import Kernel, program_of
 from .stream import Graph, Stream
 from .tables import Workspaces
+
+ARCHITECTURE = os.environ.get("RADAM_PTX_ARCH", "90")  # the compute capability to compile for
 
 
 class PtxBackend(HostBackend):

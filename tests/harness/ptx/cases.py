@@ -14,7 +14,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def moments(param):
     """The dtypes that a parameter's moments may have."""
-    return {torch.float64 if param == torch.float64 else torch.float32: None, param: None}
+    return dict.fromkeys((max(param, torch.float32, key=lambda dtype: dtype.itemsize), param))
 
 
 # Parameter, gradient and moment.

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from ..host_grid import ROOT, load
+from .backend import ARCHITECTURE
 
-ARCHITECTURE = os.environ.get("RADAM_PTX_ARCH", "90")
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "ptx"
 
@@ -28,9 +28,11 @@ TYPES = {  # as csrc/scalar.h numbers them
 }
 
 
-def _build(commands):
-    """Runs the commands, two at a time, each of which makes the file that it is given by."""
-    start = time.time()
+def _build(commands, start):
+    """Runs the commands, two at a time, each of which makes the file that it is given by.
+
+    The files are as old as `start`, so that a source which changes meanwhile is newer.
+    """
 
     def one(item):
         target, command = item
@@ -38,7 +40,7 @@ def _build(commands):
         made = target.with_name(f"{target.name}.{os.getpid()}")  # whole when it gets its name
         done = subprocess.run([*command, "-o", made], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        os.utime(made, (start, start))  # so that a source which changes meanwhile is newer
+        os.utime(made, (start, start))
         made.replace(target)
 
     with ThreadPoolExecutor(2) as pool:
@@ -75,7 +77,8 @@ def compiled():
             else [*nvcc, CSRC / "cuda" / "step.cu", f"-DRADAM_PARAM={name}"]
             for name, file in files.items()
             if not _is_current(file, sources)
-        }
+        },
+        time.time(),
     )
     return [file.read_text() for file in files.values()]
 
@@ -118,7 +121,8 @@ def extension():
         flags += ["-DRADAM_INLINE=inline", "-DRADAM_INSTRUCTION_SET=baseline"]
         flags += [f"-I{path}" for path in (CSRC, pybind11.get_include())]
         flags += [f"-I{sysconfig.get_path('include')}"]
+        start = time.time()
         objects = {where / f"{s.parent.name}_{s.stem}.o": s for s in sources}
-        _build({o: ["g++", *flags, "-c", source] for o, source in objects.items()})
-        _build({target: ["g++", "-shared", "-fopenmp", *objects]})
+        _build({o: ["g++", *flags, "-c", source] for o, source in objects.items()}, start)
+        _build({target: ["g++", "-shared", "-fopenmp", *objects]}, start)
     return load("ptx_grid", target, dense_copy)

@@ -28,11 +28,6 @@ TABLES = {"segments": 0x7FFF_0000_0040, "options": 0x7FFF_1000_0010}
 TABLES["coefficients"] = 0x7FFF_2000_0008
 
 
-def read(address, dtype, count):
-    """Rows of a table in the host's memory."""
-    return np.frombuffer(ctypes.string_at(address, dtype.itemsize * count), dtype)
-
-
 class Span:
     """The memory of a tensor, which this does not keep alive."""
 
@@ -58,15 +53,13 @@ class Workspaces:
     def note(self, tensor):
         self._spans.append(Span(tensor))
 
-    def check(self, address, size):
-        if not any(span.holds(address, size) for span in self._spans):
-            raise PtxError(f"{size} bytes of a table at {address:#x} lie in no workspace")
-
     def table(self, memory, name, address, dtype, count, writable=False):
         """Adds a table to what a launch may touch; returns its rows."""
-        self.check(address, dtype.itemsize * count)
-        memory.over_host(name, address, dtype.itemsize * count, writable)
-        return read(address, dtype, count)
+        size = dtype.itemsize * count
+        if not any(span.holds(address, size) for span in self._spans):
+            raise PtxError(f"{name}: {size} bytes at {address:#x} lie in no workspace")
+        memory.over_host(name, address, size, writable)
+        return np.frombuffer(ctypes.string_at(address, size), dtype)
 
     def segments(self, memory, address, count):
         return self.table(memory, "segments", address, SEGMENT, count)

@@ -1,7 +1,6 @@
 """The Triton backend from the PTX that Triton compiles."""
 
 import ctypes
-import os
 import struct
 import types
 
@@ -11,12 +10,10 @@ import triton.language as tl
 from radam_fused.triton_kernels.launch import Kernels
 from triton.backends.compiler import GPUTarget
 
-from .backend import PtxBackend
+from .backend import ARCHITECTURE, PtxBackend
 from .machine import PtxError
 from .memory import Memory
 from .tables import TABLES, Span, add_arrays
-
-ARCHITECTURE = int(os.environ.get("RADAM_PTX_ARCH", "90"))
 
 _STREAM = 4321
 _BYTES = {tl.float64: 8, tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
@@ -44,7 +41,7 @@ class Driver:
         self._loading = ""
 
     def get_current_target(self):
-        return GPUTarget("cuda", ARCHITECTURE, 32)
+        return GPUTarget("cuda", int(ARCHITECTURE), 32)
 
     def get_current_device(self):
         return self._device
