@@ -52,7 +52,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
   py::class_<TensorTable>(m, "TensorTable", py::module_local())
       .def(py::init<const std::vector<std::string>&, std::int64_t, bool>(), py::arg("state"),
            py::arg("chunk") = 1, py::arg("counts_on_device") = false)
-      .def("add", &TensorTable::add, py::arg("place"), py::arg("param_type"),
+      .def("add", &TensorTable::add, py::arg("place"), py::arg("types"),
            py::arg("flat") = py::none(), py::arg("offset") = 0)
       .def("__len__", &TensorTable::size)
       .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"))

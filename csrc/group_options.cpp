@@ -95,9 +95,7 @@ std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
     numbers[0] = learning_rate(g, lr);
     for (int k = 1; k < kOptions; ++k) numbers[k] = number(options_[k], group);
     std::memcpy(&now.options, numbers, sizeof now.options);
-    if (std::isnan(numbers[0]) && !lr_tensors_.empty() && lr_tensors_.back().first == g) {
-      now.lr = lr;
-    }
+    if (!lr_tensors_.empty() && lr_tensors_.back().first == g) now.lr = lr;
     bool reported = is_new;
     for (std::size_t k = 0; k < watched; ++k) {
       double& held = watched_[g * watched + k];
@@ -128,7 +126,7 @@ std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
 
 // Waits for the device if the learning rate is a tensor there.
 double GroupOptions::host_lr(Group& group) {
-  if (group.values.lr == nullptr) return group.values.options.lr;
+  if (!group.waits_for_lr()) return group.values.options.lr;
   return py::handle(group.values.lr).attr("item")().cast<double>();
 }
 
@@ -156,7 +154,7 @@ const StepTerms& GroupOptions::terms_of(const StepOptions& o, std::int64_t step)
 const StepCoefficients& GroupOptions::coefficients(std::size_t index, std::int64_t step,
                                                    double grad_scale) {
   Group& group = groups_[groups_[index].first_like];
-  if (group.step != step || group.grad_scale != grad_scale || group.values.lr != nullptr) {
+  if (group.step != step || group.grad_scale != grad_scale || group.waits_for_lr()) {
     StepOptions options = group.values.options;
     options.lr = host_lr(group);
     group.kept = radam::coefficients(terms_of(options, step), options, grad_scale);

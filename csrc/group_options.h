@@ -1,6 +1,7 @@
 // The options of all parameter groups as numbers, and the coefficients computed from them.
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -44,7 +45,7 @@ class GroupOptions {
   // What tells two groups' options apart, byte by byte.
   struct Values {
     StepOptions options;
-    PyObject* lr;  // a tensor that is not in the host's memory, or null
+    PyObject* lr;  // if it is a tensor, else null; its number is NaN unless the host has it
   };
   struct Group {
     Values values{};
@@ -52,6 +53,8 @@ class GroupOptions {
     std::int64_t step = -1;  // of the coefficients that are kept; -1: none
     double grad_scale = 0;
     StepCoefficients kept{};
+
+    bool waits_for_lr() const { return values.lr != nullptr && std::isnan(values.options.lr); }
   };
   struct Terms {
     double beta1, beta2, rectify, rectify_threshold, exact_rectification;

@@ -63,6 +63,13 @@ std::optional<DType> real_dtype(const dlpack::DataType& dtype) {
   return {};
 }
 
+bool is_expanded(const dlpack::TensorView& view) {
+  for (std::int32_t d = 0; d < view.ndim; ++d) {
+    if (view.shape[d] > 1 && view.strides[d] == 0) return true;
+  }
+  return false;
+}
+
 // Whether the elements fill one range of memory, each place once, in whatever order.
 bool is_dense(const dlpack::TensorView& view) {
   std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
@@ -92,14 +99,19 @@ py::object gradient(PyObject* param) {
   return py::reinterpret_steal<py::object>(grad);
 }
 
-// group["params"], or null where there is no such list.
+// group["params"], or null where there are fewer groups.
 PyObject* params_of(const py::list& groups, std::size_t group) {
   if (group >= groups.size()) return nullptr;
   PyObject* const held = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(group));
-  if (!PyDict_Check(held)) return nullptr;
-  PyObject* const params = PyDict_GetItemWithError(held, interned().params);
+  PyObject* const params =
+      PyDict_Check(held) ? PyDict_GetItemWithError(held, interned().params) : nullptr;
   if (params == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return params != nullptr && PyList_Check(params) ? params : nullptr;
+  if (params == nullptr || !PyList_Check(params)) {
+    const char* const type = params == nullptr ? "missing" : Py_TYPE(params)->tp_name;
+    throw py::type_error("params of group " + std::to_string(group) + ": " + type +
+                         ", expected a list");
+  }
+  return params;
 }
 
 std::size_t length_of(PyObject* list) {
@@ -181,12 +193,10 @@ TensorTable::TensorTable(const std::vector<std::string>& state, std::int64_t chu
   work_.counts_on_device = counts_on_device;
 }
 
-void TensorTable::add(Place place, const py::object& param_type, const py::object& flat,
+void TensorTable::add(Place place, const std::vector<py::object>& types, const py::object& flat,
                       std::int64_t offset) {
-  if (param_type.ptr() != interned().tensor_type && param_type.ptr() != interned().parameter_type &&
-      std::none_of(types_.begin(), types_.end(),
-                   [&](const py::object& type) { return type.is(param_type); })) {
-    types_.push_back(param_type);
+  for (const py::object& type : types) {
+    if (!is_known(type.ptr())) types_.push_back(type);
   }
   Row row;
   row.place = place;
@@ -200,7 +210,10 @@ void TensorTable::add(Place place, const py::object& param_type, const py::objec
 
 // A tensor of any other type might keep its memory elsewhere.
 bool TensorTable::has_own_memory(PyObject* tensor) const {
-  auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  return is_known(reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
+}
+
+bool TensorTable::is_known(PyObject* type) const {
   if (type == interned().parameter_type || type == interned().tensor_type) return true;
   return std::any_of(types_.begin(), types_.end(),
                      [&](const py::object& known) { return known.ptr() == type; });
@@ -285,9 +298,12 @@ bool TensorTable::read(const py::list& groups, const py::dict& states) {
   {
     PyObject *key, *value;
     Py_ssize_t position = 0;
-    while (PyDict_Next(states.ptr(), &position, &key, &value)) states_.emplace_back(key, value);
+    // The keys are only compared; to read a tensor can run Python code, which may drop a state.
+    while (PyDict_Next(states.ptr(), &position, &key, &value)) {
+      states_.emplace_back(key, Py_NewRef(value));
+    }
   }
-  PyObject* params = nullptr;
+  py::object params;
   std::size_t group = groups.size();
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     if (i + kAhead < rows_.size()) {
@@ -300,16 +316,18 @@ bool TensorTable::read(const py::list& groups, const py::dict& states) {
     Row& row = rows_[i];
     if (row.place.first != group) {
       group = row.place.first;
-      params = params_of(groups, group);
+      params = py::reinterpret_borrow<py::object>(params_of(groups, group));
     }
-    if (row.place.second >= length_of(params)) return fail(row, role::param);
-    PyObject* const param = PyList_GET_ITEM(params, static_cast<Py_ssize_t>(row.place.second));
+    if (row.place.second >= length_of(params.ptr())) return fail(row, role::param);
+    PyObject* const param =
+        PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(row.place.second));
     if (!read_row(row, param)) return false;
   }
   return true;
 }
 
 bool TensorTable::read_row(Row& row, PyObject* param) {
+  const auto kept = py::reinterpret_borrow<py::object>(param);
   py::object grad = gradient(param);
   row.tensors[role::param] = param;
   row.tensors[role::grad] = grad.ptr();
@@ -331,6 +349,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   }
   if (!is_as_before) {
     if (fit == Fit::odd || !is_dense(v)) {
+      if (is_expanded(v)) return fail(row, role::param);
       py::object copy = dense_copy(param, param);
       dense = copy.ptr();
       copied_.emplace_back(py::reinterpret_borrow<py::object>(param), std::move(copy));
@@ -361,11 +380,11 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
       if (PyErr_Occurred()) throw py::error_already_set();
       return fail(row, r);
     }
+    hold(Py_NewRef(tensor));
     if (view(tensor, r, row.numel, v) != Fit::fits) return fail(row, r);
     const bool fits =
         kRoleKinds[r] == RoleKind::counter ? is_one_number(v) : compare_layout(v, row) == Fit::fits;
     if (!fits) return fail(row, r);
-    hold(Py_NewRef(tensor));
     row.tensors[r] = tensor;
     place(segment, row, r, v);
   }
@@ -548,7 +567,6 @@ void TensorTable::finish() {
 
 void TensorTable::release() {
   work_.segments.clear();
-  states_.clear();
   padded_ = 0;
   counts_.clear();
   steps_.clear();
@@ -556,6 +574,11 @@ void TensorTable::release() {
   copied_.clear();
   scalars_.clear();
   // Taken out first: to let go of a tensor may run Python code.
+  std::vector<std::pair<PyObject*, PyObject*>> states;
+  states.swap(states_);
+  for (const auto& [param, state] : states) Py_DECREF(state);
+  states.clear();
+  if (states_.empty()) states_.swap(states);
   std::vector<PyObject*> held;
   held.swap(held_);
   for (std::size_t i = 0; i < held.size(); ++i) {

@@ -45,10 +45,11 @@ class TensorTable {
   TensorTable(const TensorTable&) = delete;
   TensorTable& operator=(const TensorTable&) = delete;
 
-  // Adds the parameter at a place, whose type may be a subclass of torch.Tensor that has memory of
-  // its own. flat: the flat buffer in which it has to lie at an offset, or None. The tensors of the
-  // first row that is read decide the device and the dtypes.
-  void add(Place place, const py::object& param_type, const py::object& flat, std::int64_t offset);
+  // Adds the parameter at a place. types: those of its tensors, all with memory of their own. flat:
+  // the flat buffer in which it has to lie at an offset, or None. The tensors of the first row that
+  // is read decide the device and the dtypes.
+  void add(Place place, const std::vector<py::object>& types, const py::object& flat,
+           std::int64_t offset);
   std::size_t size() const { return rows_.size(); }
 
   // Reads the tensors of every row whose parameter has a gradient; writes nothing. groups:
@@ -109,6 +110,7 @@ class TensorTable {
   void hold(PyObject* reference) { held_.push_back(reference); }
   void place(Segment& segment, Row& row, int role, const dlpack::TensorView& view);
   bool has_own_memory(PyObject* tensor) const;
+  bool is_known(PyObject* type) const;
   Fit view(PyObject* tensor, int role, std::int64_t numel, dlpack::TensorView& out) const;
   Fit compare_layout(const dlpack::TensorView& view, const Row& row) const;
   void keep_layout(const dlpack::TensorView& view, Row& row);
@@ -122,7 +124,7 @@ class TensorTable {
   bool has_[kRoles] = {};
   std::vector<Row> rows_;
   std::vector<std::int64_t> layouts_;
-  std::vector<py::object> types_;  // subclasses of torch.Tensor among the parameters
+  std::vector<py::object> types_;  // subclasses of torch.Tensor among the tensors
   bool types_known_ = false;
   dlpack::Device device_{};
   dlpack::DataType dtypes_[kRoles]{};

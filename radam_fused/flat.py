@@ -204,9 +204,16 @@ class FlatBuffers:
         """Whether the gradients are kept in buffers."""
         return any(buffer.grad is not None for buffer in self.buffers)
 
-    def of(self, param: Tensor) -> tuple[FlatBuffer, Slot]:
-        """The buffer and the place of a parameter."""
-        return self._places[id(param)]
+    def find(self, param: Tensor) -> tuple[FlatBuffer, Slot] | None:
+        """The buffer and the place of a parameter, or None.
+
+        Raises:
+            ValueError: It was moved or re-pointed; the message names it.
+        """
+        found = self._places.get(id(param))
+        if found is not None:
+            _check_slot(*found)
+        return found
 
     def check(self) -> None:
         """Raise where a parameter has left its buffer.
@@ -216,12 +223,7 @@ class FlatBuffers:
         """
         for buffer in self.buffers:
             for slot in buffer.slots:
-                if not slot.holds(slot.param):
-                    raise ValueError(
-                        f"{slot.name} no longer lies in its flat buffer, expected at element "
-                        f"{slot.offset} of {len(buffer.data)} on {buffer.data.device}: it was "
-                        "moved or re-pointed after that was made"
-                    )
+                _check_slot(buffer, slot)
 
     def __str__(self) -> str:
         lines = []
@@ -237,6 +239,15 @@ class FlatBuffers:
         # A copy makes its own buffers for the copied parameters.
         named = [(slot.name, slot.param) for buffer in self.buffers for slot in buffer.slots]
         return _rebuild, (named, self.has_gradients)
+
+
+def _check_slot(buffer: FlatBuffer, slot: Slot) -> None:
+    if not slot.holds(slot.param):
+        raise ValueError(
+            f"{slot.name} no longer lies in its flat buffer, expected at element {slot.offset} of "
+            f"{len(buffer.data)} on {buffer.data.device}: it was moved or re-pointed after that "
+            "was made"
+        )
 
 
 def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatBuffers:

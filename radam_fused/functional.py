@@ -86,10 +86,12 @@ def radam_step_(
         alias.grad_dtype = None  # any floating dtype
         alias.grad = grad
         aliases.append((alias, backends.select(backend, param, name, False, False)))
-        states[alias] = {**state, "step": state["step"].detach().clone()}
+        # Others than the caller's tensors, which stay where they are.
+        states[alias] = {key: tensor.detach() for key, tensor in state.items()}
+        states[alias]["step"] = states[alias]["step"].clone()
     group["params"] = [alias for alias, _ in aliases]
     for i, (alias, chosen) in enumerate(aliases):
-        launches.add((0, i), alias, grads[i].dtype, states[alias], moments, chosen, False)
+        launches.add((0, i), alias, grads[i], states[alias], moments, chosen, False)
     step = backends.Step([group], backends.new_numbers())
     if step.numbers is not None:
         step.numbers.read(step.groups)
@@ -97,6 +99,10 @@ def radam_step_(
         (_, i), tensor = launches.misfit()
         raise RuntimeError(f"{tensor} of parameter {i} changed while the step was prepared")
     launches.run(step)
+    for i, (alias, _) in enumerate(aliases):
+        for key in moments:
+            if states[alias][key].data_ptr() != lists[key][i].data_ptr():  # in another memory order
+                lists[key][i].copy_(states[alias][key])
     for counter in state_steps:
         counter += 1
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, overload
 from weakref import WeakSet
 
@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends, options, rectification
 from .extension import _C
-from .flat import FlatBuffers
+from .flat import FlatBuffer, FlatBuffers, Slot
 from .options import DEFAULTS, OURS, coefficient_arguments
 from .state import (
     CPU,
@@ -25,7 +25,9 @@ from .state import (
     check_param,
     check_state,
     complete_states,
+    counter_dtype,
     fields,
+    has_own_memory,
     place_counter,
 )
 
@@ -261,12 +263,13 @@ class FusedRAdam(Optimizer):
             for name in OURS:
                 if name in before:
                     group.setdefault(name, before[name])
+        if self._loading is not None:
+            self._restore(self._loading)
+        for group in self.param_groups:
             for param in group["params"]:
                 if self.state.get(param):
                     device = param.device if group["capturable"] else CPU
                     place_counter(self.state[param], device)
-        if self._loading is not None:
-            self._restore(self._loading)
         if flat_gradients is not None:
             # A copy: its parameters lie where copying has put them.
             self.flat_buffers = []
@@ -286,8 +289,10 @@ class FusedRAdam(Optimizer):
             for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
                 saved = state_dict["state"].get(saved_id, {})
                 state = self.state.get(param, {})
-                if saved and state["step"] is saved["step"]:
-                    shared.append((state, float(state["step"]), state["step"].device))
+                step = state.get("step")
+                if isinstance(step, Tensor) and step is saved.get("step"):
+                    dtype = step.dtype if step.dtype.itemsize >= 4 else counter_dtype()
+                    shared.append((state, float(step), step.device, dtype))
                 if param.dtype.itemsize > 2:
                     continue
                 for key in MOMENTS:
@@ -369,7 +374,8 @@ class FusedRAdam(Optimizer):
             kind = type(param), param.device, group["differentiable"], group["capturable"]
             if kind not in chosen:
                 chosen[kind] = self._select(group, param, name)
-            found.append((place, group, param, grad.dtype, state or {}, chosen[kind]))
+            backend = self._addressing(chosen[kind], (grad, *(state or {}).values()), name)
+            found.append((place, group, param, grad, state or {}, backend))
         if any(group["capturable"] for _, group, *_ in found) and backends.is_capturing():
             raise RuntimeError(
                 "cannot capture this step: it allocates state. Run one step after any change, then "
@@ -387,19 +393,42 @@ class FusedRAdam(Optimizer):
                 )
             ]
         )
-        for (place, _, param, grad_dtype, state, backend), there in zip(
+        for (place, _, param, grad, state, backend), there in zip(
             found, counted_there, strict=True
         ):
             moments = [name for name in names[place[0]] if name in MOMENTS]
             slot = None
             if self.flatten:
-                buffer, slot = self.flat_buffers[place[0]].of(param)
+                buffer, slot = self._flat_place(place, param)
                 buffer.take_over(slot, state, moments)
-            self._launches.add(place, param, grad_dtype, state, moments, backend, there, slot)
+            self._launches.add(place, param, grad, state, moments, backend, there, slot)
         # Last, so that an error leaves no new state behind.
         for _, _, param, _, state, _ in found:
             if self.state.get(param) is not state:
                 self.state[param].update(state)
+
+    def _addressing(
+        self, backend: backends.Backend, tensors: Iterable[Any], name: str
+    ) -> backends.Backend:
+        """The backend, or eager for tensors that keep their memory in others."""
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and not has_own_memory(tensor):
+                if backend.name != "eager" and self.backend != "auto":
+                    raise RuntimeError(
+                        f"backend={backend.name!r} cannot step {name}: its gradient or state has a "
+                        f"{type(tensor).__name__}, which keeps its memory in other tensors"
+                    )
+                return backends.BACKENDS["eager"]
+        return backend
+
+    def _flat_place(self, place: backends.Place, param: Tensor) -> tuple[FlatBuffer, Slot]:
+        for flat in self.flat_buffers:
+            if (found := flat.find(param)) is not None:
+                return found
+        raise ValueError(
+            f"{self._name(place)} lies in no flat buffer: it was put into its group after the "
+            "buffers were made"
+        )
 
     def _counts_on_device(self, group: dict[str, Any], state: State) -> bool:
         """Whether a backend that can count a parameter's steps on its device is to do so."""

@@ -199,7 +199,10 @@ def complete_states(new: Sequence[New]) -> None:
         if field.is_moment:
             _add_moments(field.name, wanted)
         else:
-            add_counters([(member.state, 0.0, member.counter_device) for member, _ in wanted])
+            dtype = counter_dtype()
+            add_counters(
+                [(member.state, 0.0, member.counter_device, dtype) for member, _ in wanted]
+            )
 
 
 def _is_small(param: Tensor) -> bool:
@@ -213,13 +216,13 @@ def _is_small(param: Tensor) -> bool:
     )
 
 
-def add_counters(counts: Sequence[tuple[State, float, torch.device]]) -> None:
-    """Give states a step count each, with a value and on a device."""
-    by_device = defaultdict(list)
-    for state, count, device in counts:
-        by_device[device].append((state, count))
-    for device, members in by_device.items():
-        steps = torch.tensor([count for _, count in members], dtype=counter_dtype(), device=device)
+def add_counters(counts: Sequence[tuple[State, float, torch.device, torch.dtype]]) -> None:
+    """Give states a step count each, with a value, on a device and of a dtype."""
+    by_kind = defaultdict(list)
+    for state, count, device, dtype in counts:
+        by_kind[device, dtype].append((state, count))
+    for (device, dtype), members in by_kind.items():
+        steps = torch.tensor([count for _, count in members], dtype=dtype, device=device)
         for i, (state, _) in enumerate(members):
             state["step"] = steps[i].clone() if _C is None else _C.slice_of(steps, i, [], [])
 

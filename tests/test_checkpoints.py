@@ -228,3 +228,16 @@ def test_loading_a_checkpoint_that_asks_for_the_unserved_is_an_error_not_a_diffe
     p.grad = torch.ones(3)
     with pytest.raises(RuntimeError, match="capturable=True"):
         optimizer.step()
+
+
+def test_loading_leaves_the_source_s_counters_alone():
+    [p] = parameters((3,))
+    source = train(FusedRAdam([p]), gradients([p], 2))
+    source.state[p]["step"].data = source.state[p]["step"].to(torch.float16)
+    held = source.state[p]["step"]
+    other = FusedRAdam(copies([p]))
+    other.load_state_dict(source.state_dict())
+    assert source.state[p]["step"] is held
+    assert held.dtype == torch.float16
+    train(other, gradients([p], 1))
+    assert (held.item(), other.state[other.param_groups[0]["params"][0]]["step"].item()) == (2, 3)

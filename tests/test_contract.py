@@ -693,3 +693,78 @@ def test_a_model_that_holds_its_optimizer_is_collected(backend):
     del model
     gc.collect()
     assert watched() is None
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_parameters_that_are_not_in_a_list_are_an_error(steps):
+    params = parameters((3,))
+    optimizer = train(FusedRAdam(params, backend="cpu"), gradients(params, steps))
+    params[0].grad = torch.ones(3)
+    optimizer.param_groups[0]["params"] = tuple(params)
+    with pytest.raises(TypeError, match="params of group 0: tuple, expected a list"):
+        optimizer.step()
+
+
+def test_a_state_that_is_dropped_while_it_is_read_is_not_followed():
+    params = parameters(*[(30, 20)] * 50)
+    optimizer = train(FusedRAdam(params, backend="cpu"), gradients(params, 2))
+    for p in params:
+        p.grad = torch.ones(30, 20)
+    params[20].grad = torch.ones(20, 30).t()  # copied, by Python code
+
+    class Drop(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.empty_like:
+                optimizer.state.clear()
+                gc.collect()
+            return function(*args, **(kwargs or {}))
+
+    with Drop():
+        optimizer.step()
+    assert all(p.isfinite().all() for p in params)
+
+
+def test_a_parameter_that_is_expanded_later_is_named_and_nothing_moves():
+    [p] = parameters((4,))
+    optimizer = train(FusedRAdam([p], backend="cpu"), gradients([p], 2))
+    before = [t.clone() for t in state_tensors(optimizer)]
+    p.data = torch.ones(1).expand(4)
+    p.grad = torch.ones(4)
+    with pytest.raises(ValueError, match="parameter 0 of group 0 is expanded"):
+        optimizer.step()
+    assert all(map(torch.equal, before, state_tensors(optimizer)))
+
+
+def test_a_gradient_of_a_subclass_with_memory_of_its_own_is_stepped(backend):
+    class Named(torch.Tensor):
+        pass
+
+    ours, plain = parameters((4,)), parameters((4,))
+    one, other = FusedRAdam(ours, backend=backend), FusedRAdam(plain, backend="cpu")
+    for [g] in gradients(ours, 7):
+        ours[0].grad = g.as_subclass(Named)
+        plain[0].grad = g
+        one.step()
+        other.step()
+    assert torch.equal(ours[0], plain[0])
+
+
+def test_a_gradient_that_keeps_its_memory_in_others_needs_eager():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    [p] = parameters((3,))
+    wrapped = TwoTensor(torch.ones(3), torch.ones(3))
+    p.grad = wrapped
+    with pytest.raises(RuntimeError, match="has a TwoTensor, which keeps its memory in other"):
+        FusedRAdam([p], backend="cpu").step()
+
+
+def test_a_state_with_a_number_for_its_step(backend):
+    [p] = parameters((3,))
+    optimizer = FusedRAdam([p], backend=backend)
+    optimizer.state[p] = {"step": 3, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[p]["step"] = 7
+    optimizer.step()
+    assert optimizer.state[p]["step"].item() == 8

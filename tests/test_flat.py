@@ -234,6 +234,32 @@ def test_a_moved_parameter_is_an_error_that_names_it(move, steps, backend):
         assert_same_bits(p.detach(), was)
 
 
+def test_a_late_parameter_that_has_left_its_buffer_is_an_error():
+    params = parameters((5,), (64,))
+    optimizer = FusedRAdam([("first", params[0]), ("second", params[1])], flatten=True)
+    params[0].grad = torch.ones(5)
+    optimizer.step()
+    params[1].data = params[1].detach().clone()
+    params[1].grad = torch.ones(64)
+    before = params[0].detach().clone()
+    with pytest.raises(ValueError, match="parameter 'second' no longer lies in its flat buffer"):
+        optimizer.step()
+    assert_same_bits(params[0].detach(), before)
+
+
+def test_groups_that_move_keep_their_buffers_and_a_stranger_is_named(backend):
+    params = parameters((5,), (64,))
+    flat = FusedRAdam([{"params": [p]} for p in params], backend=backend, flatten=True)
+    train(flat, gradients(params, 2))
+    flat.param_groups.reverse()
+    train(flat, [list(reversed(grads)) for grads in gradients(params, 2)])
+    flat.param_groups.pop(0)
+    train(flat, [grads[:1] for grads in gradients(params, 2)])
+    flat.param_groups[0]["params"][0] = torch.nn.Parameter(torch.ones(5))
+    with pytest.raises(ValueError, match="parameter 0 of group 0 lies in no flat buffer"):
+        train(flat, [[torch.ones(5)]])
+
+
 def test_a_moment_that_was_replaced_is_taken_over(backend):
     params = parameters((5,), (64,))
     flat = FusedRAdam(copies(params), backend=backend, flatten=True)

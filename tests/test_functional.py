@@ -62,3 +62,23 @@ def test_errors_name_the_argument_and_change_nothing():
         radam_step_(params, params, *lists.values(), counts, backend="cuda")
     assert all((p == 1).all() for p in params)
     assert not any(c.any() for c in counts)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "gaps"])
+def test_moments_in_another_memory_order_are_written_where_they_are(layout, backend):
+    outcomes = []
+    for name in (backend, "eager"):
+        p = parameters((2, 3, 4, 5))[0].detach().to(memory_format=torch.channels_last)
+        if layout == "gaps":
+            memory = [torch.zeros(2, 3, 4, 10) for _ in range(2)]
+            moments = [m[..., ::2] for m in memory]
+        else:
+            memory = [torch.zeros(120) for _ in range(2)]
+            moments = [m.view(2, 3, 4, 5) for m in memory]
+        counts = [torch.zeros(())]
+        for _ in range(3):
+            radam_step_([p], [torch.ones_like(p)], moments[:1], moments[1:], counts, backend=name)
+        outcomes.append([p, *memory])
+    for ours, expected in zip(*outcomes, strict=True):
+        assert_same_bits(ours, expected)
+        assert expected.any()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..flat import Slot
@@ -135,7 +134,7 @@ class Launches:
         self,
         place: Place,
         param: Tensor,
-        grad_dtype: torch.dtype,
+        grad: Tensor,
         state: State,
         moments: Sequence[str],
         backend: Backend,
@@ -149,20 +148,21 @@ class Launches:
         Args:
             place: Where the groups hold the parameter.
             param: The parameter.
-            grad_dtype: The dtype of its gradient.
+            grad: Its gradient.
             state: Its state.
             moments: Those of its tensors that are moments, as far as the step needs them.
             backend: The backend that steps it.
             counts_on_device: Whether its steps are counted where it is.
             slot: Its place in a flat buffer, or None.
         """
-        if backend.name != "eager":
+        if backend.name != "eager" or not isinstance(state["step"], Tensor):
             place_counter(state, param.device if counts_on_device else CPU)
+        if backend.name != "eager":
             take_over_layout(param, state, moments)
         kind = Kind(
             param.device,
             param.dtype,
-            grad_dtype,
+            grad.dtype,
             state["exp_avg"].dtype,
             state["step"].dtype,
             ("step", *moments),
@@ -170,7 +170,8 @@ class Launches:
         )
         if (backend.name, kind) not in self._by_kind:
             self._by_kind[backend.name, kind] = backend.launch(kind)
-        self._by_kind[backend.name, kind].add(place, param, slot)
+        types = {type(tensor) for tensor in (param, grad, *state.values())}
+        self._by_kind[backend.name, kind].add(place, types, slot)
 
     def read(self, groups: list[dict[str, Any]], states: dict[Tensor, Any]) -> bool:
         """Read every launch; False if a parameter does not fit its launch (any more)."""

@@ -1,5 +1,6 @@
 """The update in plain PyTorch: the readable reference, on any device, differentiable."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class EagerLaunch:
         self._found: list[tuple[int, Tensor, Tensor, State]] = []
         self._coefficients: list[Coefficients] = []
 
-    def add(self, place: Place, param: Tensor, slot: Slot | None) -> None:
+    def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
         """See Launch.add."""
         self._rows.append((place, slot))
 
@@ -140,6 +141,8 @@ class EagerLaunch:
                 check_grad(param, param.grad, "")
                 check_state(param, state, "")
             except (KeyError, RuntimeError, ValueError):
+                return False
+            if not isinstance(state["step"], Tensor):
                 return False
             if param.dtype != self.kind.param or not set(self.kind.state) <= set(state):
                 return False

@@ -1,5 +1,6 @@
 """What a launch is, and what the launches of the backends that address memory share."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -81,12 +82,12 @@ class Launch(Protocol):
     # Whether a captured graph uses memory of the launch, which then has to live as long as that.
     is_replayed: bool
 
-    def add(self, place: Place, param: Tensor, slot: Slot | None) -> None:
+    def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
         """Add a parameter.
 
         Args:
             place: Where the groups hold it.
-            param: The parameter.
+            types: The types of its tensors.
             slot: Its place in a flat buffer, which it must not leave, or None.
         """
 
@@ -132,12 +133,12 @@ class TableLaunch:
         self.misfit = self.table.misfit
         self.release = self.table.release
 
-    def add(self, place: Place, param: Tensor, slot: Slot | None) -> None:
+    def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
         """See Launch.add."""
         if slot is None:
-            self.table.add(place, type(param))
+            self.table.add(place, list(types))
         else:
-            self.table.add(place, type(param), slot.buffer, slot.offset)
+            self.table.add(place, list(types), slot.buffer, slot.offset)
 
     def compute(self, step: Step) -> None:
         """See Launch.compute."""

@@ -59,7 +59,9 @@ class TritonLaunch(TableLaunch):
             self._staging is None or self._staging.numel() < self._size
         ):
             pinned = self.kind.device.type != "cpu"
-            self._staging = torch.empty(self._size, dtype=torch.uint8, pin_memory=pinned)
+            self._staging = torch.empty(
+                self._size, dtype=torch.uint8, device="cpu", pin_memory=pinned
+            )
         return self._upload
 
     def _captured_upload(self) -> Any:
