@@ -14,17 +14,17 @@ def _ms(quartiles: list[float]) -> str:
 
 def _row(comparison: dict[str, Any]) -> list[str]:
     target, reached = comparison["target"], comparison["reached"]
-    verdict = {None: "", True: "yes", False: "no"}[reached]
+    word = {None: "", True: "yes", False: "no"}[reached]
     head = [comparison["case"], comparison["compared"]]
     if "count" in comparison:
         bound = "" if target is None else f"<= {target}"
-        return [*head, str(comparison["count"]), bound, verdict, *[""] * 5]
+        return [*head, str(comparison["count"]), bound, word, *[""] * 5]
     batches = comparison["median_ratio_of_each_batch"]
     return [
         *head,
         f"{comparison['median_ratio']:.3f}",
         "" if target is None else f"<= {target:.2f}",
-        verdict,
+        word,
         "{:.3f} - {:.3f}".format(*comparison["ratio_quartiles"]),
         f"{min(batches):.3f} - {max(batches):.3f}",
         f"{comparison['ratio_of_medians']:.3f}",

@@ -40,7 +40,7 @@ def _changes(text, change):
 def _idle(text):
     """The registers on which no result depends.
 
-    Where a search begins; addresses that are only asked for their alignment, which are sums of
+    Where a search begins; addresses of which only the alignment is used, which are sums of
     multiples of 16; and what a division by a power of two adds to numbers below zero.
     """
     found = set(re.findall(r"(?:cvt\.rzi\.s64\.f32|div\.[su]\d+)\s+(%\w+)", text))

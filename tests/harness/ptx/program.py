@@ -72,7 +72,7 @@ class Program:
                         yield inst
 
     def forget(self):
-        """Starts to count anew."""
+        """Resets the coverage."""
         self.executed.clear()
         self._selected.clear()
 
