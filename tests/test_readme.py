@@ -53,14 +53,18 @@ def test_commands_exist():
     subprocess.run([sys.executable, *module.split()[1:]], check=True, capture_output=True)
 
 
-def test_figures_are_the_recorded_ones():
-    """Every cell of the table of times, and every target, as bench/results/ has it."""
-    record = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
-    rows = [
+def table_rows():
+    return [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in README.splitlines()
         if line.startswith("| ")
     ]
+
+
+def test_figures_are_the_recorded_ones():
+    """Every cell of the table of times, and every target, as bench/results/ has it."""
+    record = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
+    rows = table_rows()
     [head] = [row for row in rows if row[0] == "ms a step"]
     assert head[1:] == list(record["seconds"])
     for i, case in enumerate(head[1:], 1):
@@ -82,3 +86,14 @@ def test_figures_are_the_recorded_ones():
     for of in (record, other):
         assert of["machine"]["commit"] in README
         assert of["machine"]["processor"] in README
+
+
+def test_gpu_figures_are_the_recorded_ones():
+    """Every ratio of device times, as bench/results/ has it."""
+    cases = json.loads((ROOT / "bench" / "results" / "gpu.json").read_text())["cases"]
+    ratios = [row for row in table_rows() if len(row) == 5 and row[0] in cases]
+    assert {row[0] for row in ratios} == set(cases)
+    for case, ours, other, _, ratio in ratios:
+        medians = {name: t["device"]["median"] for name, t in cases[case]["seconds"].items()}
+        assert ratio == f"{medians[ours] / medians[other]:.3f}", (case, ours, other)
+        assert f"{cases[case]['elements']:,}" in README
