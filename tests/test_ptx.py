@@ -282,7 +282,14 @@ def steps(ptx, dtypes):
         for _ in range(3):
             pair.step(3.0, 0.0)
 
-    return [every, few, scaled]
+    def searched():
+        # Tables with nothing beside them, and segments at every distance from the guess.
+        sizes = [(numel, i % 3) for i, numel in enumerate((5, 1024, 3000, 1, 2048, 0, 7) * 2)]
+        for in_memory in (False, True):
+            blocks, draw = sorted(edges(sizes)), random.Random(4)
+            assert_same_far(ptx, dtypes, True, sizes, blocks, draw, in_memory)
+
+    return [every, few, scaled, searched]
 
 
 def prologues(ptx):

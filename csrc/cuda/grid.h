@@ -64,17 +64,21 @@ RADAM_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
 }
 
-// The segment that holds scalar `begin`: the last one that starts at or before it. Tensors of
-// similar sizes are found at the guess.
+// The index of the segment that holds scalar `begin`: the last one that starts at or before it. The
+// two segments at the guess are read together; tensors of similar sizes are found there.
 RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t count, std::int64_t begin,
                                std::int64_t guess) {
-  std::int64_t low = 0, high = count;
-  const auto narrow = [&](std::int64_t at) {
-    if (low < at && at < high) (segments[at].first <= begin ? low : high) = at;
-  };
-  narrow(guess);
-  narrow(guess + 1);
-  while (high - low > 1) narrow(low + (high - low) / 2);
+  const std::int64_t near = smaller(guess, count - 1);
+  const std::int64_t next = smaller(near + 1, count - 1);
+  const bool from_near = segments[near].first <= begin;
+  const bool from_next = segments[next].first <= begin;
+  if (from_near && !from_next) return near;
+  std::int64_t low = from_next ? next : 0;
+  std::int64_t high = from_next ? count : near;
+  while (high - low > 1) {
+    const std::int64_t middle = low + (high - low) / 2;
+    (segments[middle].first <= begin ? low : high) = middle;
+  }
   return low;
 }
 
@@ -164,15 +168,27 @@ class Chunk {
   int count_;
 };
 
+// Kernel arguments and device memory are read by different instructions: each branch returns a
+// copy, so that no access has to find out which memory it reads.
+RADAM_INLINE Segment segment_at(const StepArguments& a, std::int64_t begin, std::int64_t guess) {
+  if (a.segments != nullptr) {
+    const Segment* const segments = detail::in_device_memory(a.segments);
+    return segments[detail::find(segments, a.count, begin, guess)];
+  }
+  return a.few_segments[detail::find(a.few_segments, a.count, begin, guess)];
+}
+
+RADAM_INLINE StepCoefficients coefficients_at(const StepArguments& a, std::int64_t index) {
+  if (a.coefficients != nullptr) return detail::in_device_memory(a.coefficients)[index];
+  return a.few_coefficients[index];
+}
+
 template <typename Storage>
 RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int thread) {
-  const Segment* const segments = a.segments != nullptr ? a.segments : a.few_segments;
-  const StepCoefficients* const coefficients =
-      a.coefficients != nullptr ? a.coefficients : a.few_coefficients;
   const std::int64_t begin = block * kChunk;
   const auto guess = static_cast<std::int64_t>(static_cast<float>(block) * a.segments_per_block);
-  const Segment& s = segments[detail::find(segments, a.count, begin, guess)];
-  const StepCoefficients& step = coefficients[s.coefficients];
+  const Segment s = segment_at(a, begin, guess);
+  const StepCoefficients step = coefficients_at(a, s.coefficients);
   if (step.update == Update::skipped) return;
   Chunk<Storage>(s, begin - s.first)
       .step(thread, step.update, round_to<typename Storage::T>(step.values));

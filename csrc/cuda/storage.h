@@ -64,15 +64,19 @@ struct Elements {
   }
 };
 
-// The elements of a role from `offset` on.
+// An address from a table could be of any memory; this leaves the question out of each access.
 template <typename E>
-RADAM_INLINE E* array(const Segment& s, int role, std::int64_t offset) {
-  E* const pointer = static_cast<E*>(s.at[role]) + offset;
+RADAM_INLINE E* in_device_memory(E* pointer) {
 #if defined(__CUDA_ARCH__)
-  // An address out of a table could be of any memory; this leaves the question out of each access.
   __builtin_assume(__isGlobal(pointer));
 #endif
   return pointer;
+}
+
+// The elements of a role from `offset` on.
+template <typename E>
+RADAM_INLINE E* array(const Segment& s, int role, std::int64_t offset) {
+  return in_device_memory(static_cast<E*>(s.at[role]) + offset);
 }
 
 }  // namespace detail

@@ -44,10 +44,14 @@ def _idle(text):
     multiples of 16; and what a division by a power of two adds to numbers below zero.
     """
     found = set(re.findall(r"(?:cvt\.rzi\.s64\.f32|div\.[su]\d+)\s+(%\w+)", text))
+    found |= set(re.findall(r"cvt\.rzi\.s64\.f32\s+%\w+, (%\w+)", text))
     for name in (r"cvt\.u64\.u32\s+(%\w+), (%\w+);", r"add\.s64\s+(%\w+), (%\w+), 1;"):
         found |= {made for made, used in re.findall(name, text) if used in found}
     for pair in re.findall(r"or\.b64\s+%\w+, (%\w+), (%\w+);", text):
         found |= {name for name in pair if len(re.findall(rf"{name}\b", text)) == 2}
+    for name in re.findall(r"shl\.b64\s+(%\w+)", text):
+        made = re.findall(rf"(%\w+), .*{name}\b", text)
+        found |= {name} if set(made) <= found else set()
     return found | set(re.findall(r"shr\.u\d+\s+(%\w+), %\w+, (?:30|63);", text))
 
 
