@@ -1,4 +1,4 @@
-# An active environment that has torch is used as it is; otherwise .venv is made and filled.
+# Uses an active environment with torch 2.10 or later; otherwise creates .venv.
 ACTIVE := $(firstword $(shell for python in python python3; do $$python -c 'import sys, torch; \
   print(sys.executable if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10) else "")'; done 2>/dev/null))
 PYTHON := $(or $(ACTIVE),.venv/bin/python)
@@ -6,52 +6,61 @@ export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
 SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 SANITIZED := build/sanitized
+# Tool, backend and test. A capture needs the caching allocator; without it, memcheck sees every tensor.
+SANITIZER_RUNS := memcheck/cuda/guards memcheck/triton/guards initcheck/cuda/guards \
+  memcheck/cuda/graphs memcheck/triton/graphs
 
-.PHONY: demo test ptx oldest-triton bench structure paper gpu lint format sanitize package clean
+.PHONY: demo quick test ptx oldest-triton bench structure paper gpu lint format sanitize package clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m bench.demo
 
-test: $(INSTALLED)
-	$(PYTHON) -m pytest tests
+# The tests that are not marked slow: under three minutes on two cores.
+quick: $(INSTALLED)
+	$(PYTHON) -m pytest -q
 
-# Every case of the compiled kernels, executed from their PTX for each generation of GPUs; make test
+test: $(INSTALLED)
+	$(PYTHON) -m pytest -m "" tests
+
+# Every case of the compiled kernels, executed from their PTX, for each generation of GPUs. make test
 # runs a selection.
 ptx: $(INSTALLED)
 	for arch in 75 80 90 100 120; do RADAM_PTX=full RADAM_PTX_ARCH=$$arch \
-	  $(PYTHON) -m pytest -q tests/test_ptx.py || exit 1; done
+	  $(PYTHON) -m pytest -q -m "" tests/test_ptx.py || exit 1; done
 
-# The Triton backend with the oldest Triton that serves.
+# The Triton backend with the oldest supported Triton.
 oldest-triton: $(INSTALLED)
 	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
 	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
-	PYTHONPATH=build/triton $(PYTHON) -m pytest -q tests/test_triton_build.py tests/test_ptx.py \
-	  tests/test_amp.py tests/test_graphs.py tests/test_engines_agree.py -k triton
+	PYTHONPATH=build/triton $(PYTHON) -m pytest -q -m "" tests/test_triton_build.py tests/test_triton_launches.py tests/test_ptx.py \
+	  tests/test_amp.py tests/test_graphs.py tests/test_backends_agree.py -k triton
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
 
-# The step against another commit's, and against torch's, in one run: make structure BEFORE=COMMIT
+# Compares the step with that of another commit, and with torch, in one run: make structure BEFORE=COMMIT
 structure: $(INSTALLED)
 	$(PYTHON) -m bench.structure --before $(BEFORE)
 
-# The papers' claims and ours, each also by its name: python -m bench.paper variance
+# The experiments of docs/evidence.md. One of them: python -m bench.paper variance
 paper: $(INSTALLED)
 	$(PYTHON) -m bench.paper all
 
-# On a machine with a GPU, in an environment that has everything: no registry is asked. The results go
-# to $$OUT if that is set.
+# On a machine with a GPU, in a complete environment: installs nothing. Writes results to $$OUT if it is
+# set.
 gpu: export CUDAARCHS ?= native
+gpu: SHELL := /bin/bash
 gpu:
 	RADAM_FUSED_CUDA=1 $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 	$(PYTHON) -c 'from radam_fused.backends import check_name as c; c("cuda"); c("triton")'
-	failed=; $(PYTHON) -m pytest -q tests -k gpu --ignore=tests/test_presets.py || failed="$$failed tests"; \
-	for run in memcheck:cuda memcheck:triton racecheck:cuda; do if command -v compute-sanitizer; then \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $${run%:*} --error-exitcode 9 \
-	  $(PYTHON) -m pytest -q "tests/test_device_bits.py::test_drawn_tables_between_guards[$${run#*:}-gpu-0]" \
-	  tests/test_graphs.py -k "guards or (replays_are_steps and 3-$${run#*:}-gpu)" \
+	failed=; $(PYTHON) -m pytest -q -m "" tests -k gpu --ignore=tests/test_presets.py --ignore=tests/project || failed="$$failed tests"; \
+	for run in $(SANITIZER_RUNS); do IFS=/ read tool backend test <<< "$$run"; \
+	  case $$test in guards) node="tests/test_device_bits.py::test_drawn_tables_between_guards[$$backend-gpu-0]"; with="env PYTORCH_NO_CUDA_MEMORY_CACHING=1";; \
+	    graphs) node="tests/test_graphs.py::test_replays_are_steps[$$backend-gpu-plain-3]"; with=;; esac; \
+	  if command -v compute-sanitizer; then $$with timeout 180 compute-sanitizer --tool $$tool \
+	  --error-exitcode 9 $(PYTHON) -m pytest -q -m "" "$$node" \
 	  || failed="$$failed $$run"; fi; done; \
-	$(PYTHON) -m bench.gpu || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
+	$(PYTHON) -m bench --device cuda || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .
@@ -64,8 +73,8 @@ format: $(INSTALLED)
 	$(PYTHON) -m ruff format .
 	$(dir $(PYTHON))clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
-# AddressSanitizer and UndefinedBehaviorSanitizer over the tests of the kernels, the CUDA grid on the
-# host among them, in a copy of the package.
+# The tests of the kernels, also of the CUDA grid on the host, with AddressSanitizer and
+# UndefinedBehaviorSanitizer, in a copy of the package.
 sanitize: $(INSTALLED)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r radam_fused tests $(SANITIZED) && rm -f $(SANITIZED)/radam_fused/_C.*
@@ -81,10 +90,11 @@ sanitize: $(INSTALLED)
 	  $(abspath $(PYTHON)) -m pytest -q --capture=no -p no:cacheprovider -c /dev/null --rootdir=. \
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
 	  tests/test_device_bits.py tests/test_graphs.py tests/test_amp.py tests/test_flat.py tests/test_options.py \
-	  tests/test_contract.py -k "not triton"
+	  tests/test_torch_contract.py tests/test_changes_between_steps.py tests/test_lifetimes.py \
+	  tests/test_flat_gradients.py tests/test_concurrency.py -k "not triton"
 
-# A source archive, a wheel built from it in isolation (with CUDA for one architecture, to be quick), and
-# that wheel used in an empty environment.
+# A source archive, a wheel that is built from it in isolation (with one CUDA architecture, to save time),
+# and a check of the wheel in an empty environment.
 package: $(INSTALLED)
 	rm -rf build/package && mkdir -p build/package
 	$(PYTHON) -m venv build/package/venv
@@ -92,9 +102,9 @@ package: $(INSTALLED)
 	build/package/venv/bin/python -m build -q --sdist --outdir build/package .
 	CUDAARCHS=90-real build/package/venv/bin/pip wheel -q --no-deps -w build/package build/package/*.tar.gz
 	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .
-	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again: nothing stale
+	RADAM_FUSED_CUDA=0 build/package/venv/bin/pip wheel -q --no-deps -w build/package/tree .  # again, over the first build
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
-	cd build/package && venv/bin/python $(CURDIR)/tests/check_wheel.py
+	cd build/package && venv/bin/python $(CURDIR)/tests/project/check_wheel.py
 
 $(INSTALLED): $(SOURCES)
 ifeq ($(ACTIVE),)
@@ -103,7 +113,7 @@ ifeq ($(ACTIVE),)
 	.venv/bin/pip install -q --no-build-isolation -c constraints.txt -e '.[test,bench,lint]'
 else
 	$(PYTHON) -m pip install -q --no-build-isolation -e '.[test,bench]' || \
-	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .  # where no registry is reached
+	  $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .  # without access to a package index
 endif
 	mkdir -p build && touch $@
 

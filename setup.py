@@ -1,4 +1,4 @@
-"""Builds radam_fused._C by CMake and Ninja; all metadata is in pyproject.toml."""
+"""Builds radam_fused._C with CMake and Ninja. pyproject.toml has the metadata."""
 
 import os
 import shutil
@@ -13,16 +13,16 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Leaves the compiler to CMake and the place of the result to setuptools."""
+    """Lets CMake choose the compiler and setuptools the place of the result."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure and build the one target, straight into the package."""
+        """Configure and build the extension, directly into the package."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)
-        # Tools installed beside this Python count also where its environment is not active.
+        # Uses the tools of this Python, even if its environment is not active.
         path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         tools = {name: shutil.which(name, path=path) for name in ("cmake", "ninja")}
         for name, tool in tools.items():
@@ -36,7 +36,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            # Named anew at each build: an earlier one's may have lain in a temporary folder.
+            # A cached path of an earlier build can be in a temporary folder that is gone.
             f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
             f"-DRADAM_FUSED_CUDA={os.environ.get('RADAM_FUSED_CUDA', 'AUTO')}",
         ]

@@ -1,1 +1,1 @@
-"""Benchmarks: cases, rivals, the machine's limit, timing and the report."""
+"""The benchmark."""

@@ -1,12 +1,13 @@
-"""The lists of tensor shapes that are stepped."""
+"""The lists of tensor shapes that the optimizers step."""
 
 import math
+from collections.abc import Callable
 
 Shapes = list[tuple[int, ...]]
 
 
 def gpt2(width: int = 768, layers: int = 12, words: int = 50257) -> Shapes:
-    """GPT-2, by default of 124M parameters, its output layer tied to the embedding."""
+    """GPT-2, by default with 124M parameters; the output layer is tied to the embedding."""
     block = [
         *((width,),) * 4,  # two layer norms
         (width, 3 * width),
@@ -40,12 +41,12 @@ def resnet50() -> Shapes:
 
 
 def gpt2_xl(divisor: int = 1) -> Shapes:
-    """GPT-2 XL, 1.6B parameters in 580 tensors; every width over a divisor."""
+    """GPT-2 XL, 1.6B parameters in 580 tensors; every width divided by `divisor`."""
     return gpt2(1600 // divisor, 48, 50257 // divisor)
 
 
 def llama3_8b(divisor: int = 1) -> Shapes:
-    """Llama 3 8B, 8.0B parameters in 291 tensors; every width over a divisor."""
+    """Llama 3 8B, 8.0B parameters in 291 tensors; every width divided by `divisor`."""
     width, kv, hidden, words = (n // divisor for n in (4096, 1024, 14336, 128256))
     block = [
         *[(width, width), (kv, width), (kv, width), (width, width)],
@@ -55,8 +56,7 @@ def llama3_8b(divisor: int = 1) -> Shapes:
     return [(words, width), *block * 32, (width,), (words, width)]
 
 
-# The case of many small tensors, which flat buffers are for.
-MANY = "1,000 tensors of 64x16"
+MANY = "1,000 tensors of 64x16"  # the case that flat buffers are for
 
 CASES: dict[str, Shapes] = {
     "GPT-2 124M": gpt2(),
@@ -68,3 +68,11 @@ CASES: dict[str, Shapes] = {
 
 def elements(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes))
+
+
+def scaled(shapes: Callable[[int], Shapes], most: int) -> Shapes:
+    """A model with its widths halved until it has at most so many elements."""
+    divisor = 1
+    while elements(shapes(divisor)) > most:
+        divisor *= 2
+    return shapes(divisor)

@@ -1,4 +1,4 @@
-"""The pictures of the results."""
+"""Draws the results."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from typing import Any
 
 import matplotlib
 
-from .limit import LIMIT
-from .report import Results
+from .bandwidth_limit import LIMIT
 from .rivals import OURS
 from .scaling import Scaling
+from .tables import Results
 from .timing import Timing
 
 matplotlib.use("Agg")
@@ -21,12 +21,12 @@ COLORS = {OURS: "tab:orange", LIMIT: "tab:gray"}
 
 
 def digest(results: object) -> dict[str, str]:
-    """Metadata for a picture: which results it shows."""
+    """Metadata that identifies the results in a picture."""
     return {"Source": hashlib.sha256(json.dumps(results).encode()).hexdigest()}
 
 
 def draw(results: Results, path: Path) -> None:
-    """Bars of the time of a step, one panel a case."""
+    """Bars of the time per step, one panel per case."""
     down = math.ceil(len(results) / 2)
     figure, axes = pyplot.subplots(down, 2, figsize=(13, 3.6 * down), squeeze=False)
     for axis, (case, timings) in zip(axes.flat, results.items(), strict=False):
@@ -41,7 +41,7 @@ def draw(results: Results, path: Path) -> None:
         for name, median, t in zip(names, medians, (t for _, t in ordered), strict=True):
             axis.text(t.upper_quartile * 1e3, name, f"  {median:.3g}", va="center")
         axis.set_title(case)
-        axis.set_xlabel("ms a step (median, quartiles)")
+        axis.set_xlabel("ms per step (median, quartiles)")
         axis.margins(x=0.15)
     figure.tight_layout()
     figure.savefig(path, dpi=100, metadata=digest(results))
@@ -52,7 +52,7 @@ def _ms(timings: list[Timing], quantile: str) -> list[float]:
 
 
 def draw_scaling(scaling: Scaling, path: Path) -> None:
-    """Time of a step over the numbers of each sweep, median and quartiles."""
+    """Time per step over the numbers of each sweep: medians and quartiles."""
     figure, axes = pyplot.subplots(1, len(scaling), figsize=(5.5 * len(scaling), 4.5))
     for axis, (sweep, points) in zip(axes, scaling.items(), strict=True):
         numbers = [int(number) for number in points]
@@ -63,7 +63,7 @@ def draw_scaling(scaling: Scaling, path: Path) -> None:
             axis.loglog(numbers, _ms(timings, "median"), "o-", ms=3, label=name, **style)
             low, high = _ms(timings, "lower_quartile"), _ms(timings, "upper_quartile")
             axis.fill_between(numbers, low, high, alpha=0.2, **style)
-        axis.set(xlabel=sweep, ylabel="ms a step")
+        axis.set(xlabel=sweep, ylabel="ms per step")
         axis.set_xscale("log", base=2 if "threads" in sweep else 10)
         axis.legend(fontsize=8)
     figure.tight_layout()

@@ -1,18 +1,18 @@
-"""What has become slower or faster between two files of results."""
+"""Compares two files of results: what became slower or faster."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from tabulate import tabulate
 
-from .limit import LIMIT
+from .bandwidth_limit import LIMIT
 from .timing import Timing, timings
 
 Record = dict[str, Any]
 
 
 def _cases(record: Record) -> Iterator[tuple[str, dict[str, Timing]]]:
-    """Every case of every section with its timings."""
+    """Every case of every section, with its timings."""
     sections = {**record["seconds"], **record["seconds_flat"]}
     for sweep, points in record.get("seconds_scaling", {}).items():
         sections |= {f"{number} {sweep}": section for number, section in points.items()}
@@ -20,21 +20,21 @@ def _cases(record: Record) -> Iterator[tuple[str, dict[str, Timing]]]:
         yield case, timings(section)
 
 
-def _verdict(old: Timing, new: Timing, scale: float = 1.0) -> str:
-    """Beyond the spread: the ranges between the quartiles, the new one's scaled, part."""
+def _change(old: Timing, new: Timing, scale: float = 1.0) -> str:
+    """slower or faster if the ranges between the quartiles do not overlap, else nothing."""
     if new.lower_quartile * scale > old.upper_quartile:
         return "slower"
     return "faster" if new.upper_quartile * scale < old.lower_quartile else ""
 
 
 def _row(old: Timing, new: Timing, limits: list[Timing]) -> list[str]:
-    """In ms, and of the limit's time where both have it, as a machine differs with the day."""
+    """Times in ms; also relative to the limit, because a machine's speed varies between days."""
     ratio = new.median / old.median
-    row = [f"{old.median * 1e3:.4g}", f"{new.median * 1e3:.4g}", f"{ratio:.3f}", _verdict(old, new)]
+    row = [f"{old.median * 1e3:.4g}", f"{new.median * 1e3:.4g}", f"{ratio:.3f}", _change(old, new)]
     if len(limits) < 2:
         return [*row, "", ""]
     scale = limits[0].median / limits[1].median
-    return [*row, f"{ratio * scale:.3f}", _verdict(old, new, scale)]
+    return [*row, f"{ratio * scale:.3f}", _change(old, new, scale)]
 
 
 def _machines(before: Record, after: Record) -> Iterator[str]:
@@ -45,11 +45,11 @@ def _machines(before: Record, after: Record) -> Iterator[str]:
 
 
 def compare(before: Record, after: Record) -> str:
-    """Where the two were measured if that differs, and a table of what left its spread.
+    """Differences of the machines, and a table of the changes outside the quartiles.
 
     Args:
-        before: Results as bench/results/cpu.json holds them.
-        after: Others.
+        before: A record in the form of bench/results/cpu.json.
+        after: Another one.
     """
     earlier, later = dict(_cases(before)), dict(_cases(after))
     rows, same = [], 0

@@ -1,23 +1,23 @@
-"""The results on one page of Markdown, beside the pictures that it shows."""
+"""Writes the results on one page of Markdown, beside its pictures."""
 
 from typing import Any
 
 from .cases import CASES
-from .report import case_table, flat_table, scaling_table, targets_table
+from .tables import cpu_table, scaling_table, table, targets_table
 from .timing import timings
 
 
 def page(record: dict[str, Any]) -> str:
-    """The page of a record as bench/results/cpu.json holds it."""
+    """The page of a record in the form of bench/results/cpu.json."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
     cases = "\n\n".join(
-        f"{case_table(case, timings(section), CASES[case], 'github')}\n\n"
-        f"Bytes that one of our steps allocates: {record['bytes_allocated_by_a_step'][case]}."
+        f"{cpu_table(case, timings(section), CASES[case], 'github')}\n\n"
+        f"Bytes that a step of FusedRAdam allocates: {record['bytes_allocated_by_a_step'][case]}."
         for case, section in record["seconds"].items()
     )
     flat = "\n\n".join(
-        flat_table(case, timings(section), "github")
+        table(case, timings(section), tablefmt="github", digits=".2f")
         for case, section in record["seconds_flat"].items()
     )
     scaling = "\n\n".join(
@@ -26,12 +26,12 @@ def page(record: dict[str, Any]) -> str:
     )
     return f"""# The time of a step on the CPU
 
-By `make bench` on {machine["date"]} at commit {machine["commit"]}: {machine["processor"]},
+Measured by `make bench` on {machine["date"]} at commit {machine["commit"]}: {machine["processor"]},
 {machine["threads"]} threads, {machine["instruction_set"]}, Python {machine["python"]}, {versions}.
-All numbers, quartiles too, are in [cpu.json](cpu.json); two such files are compared by
-`python -m bench --compare BEFORE AFTER`. What one case compares takes turns in one process.
+[cpu.json](cpu.json) has all numbers, with quartiles; `python -m bench --compare BEFORE AFTER`
+compares two such files. The optimizers of one case run alternately in one process.
 
-## Against what else there is
+## Against other optimizers
 
 ![times of a step](cpu.png)
 
@@ -41,7 +41,7 @@ All numbers, quartiles too, are in [cpu.json](cpu.json); two such files are comp
 
 {targets_table(record["targets"], "github")}
 
-## How it grows
+## Scaling
 
 ![times by size, tensors and threads](cpu_scaling.png)
 

@@ -1,4 +1,4 @@
-"""How the time of a step grows: with the parameters, with the tensors, with the threads."""
+"""Measures how the time per step grows with parameters, tensors and threads."""
 
 import multiprocessing
 import os
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from .bandwidth_limit import LIMIT, limit, new_arrays
 from .cases import Shapes, elements
-from .limit import LIMIT, limit
 from .rivals import OURS, RIVALS
 from .timing import Timing, interleave
 
@@ -18,14 +18,14 @@ SHOWN = [OURS, "torch AdamW fused", "torch RAdam"]
 
 
 class Point(NamedTuple):
-    """What is stepped, and by how many threads."""
+    """The tensors and the threads of one measurement."""
 
     shapes: Shapes
     threads: int
 
 
 def sweeps() -> dict[str, dict[str, Point]]:
-    """Sweep to number to what is timed there."""
+    """The points of each sweep, by their numbers."""
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     sizes = [k * 10**n for n in range(4, 8) for k in (1, 3)] + [10**8]
     counts = [4**n for n in range(7)]
@@ -44,13 +44,13 @@ def _time_point(sweep: str, number: str) -> dict[str, Timing]:
     shapes, threads = sweeps()[sweep][number]
     torch.set_num_threads(threads)
     steps = {name: RIVALS[name](shapes) for name in SHOWN}
-    steps[LIMIT] = limit(elements(shapes))
+    steps[LIMIT] = limit(new_arrays(elements(shapes)))
     rounds = min(201, max(7, 250_000_000 // elements(shapes)))
     return interleave(steps, rounds, f"{number} {sweep}")
 
 
 def time_scaling() -> Scaling:
-    """Every point of every sweep, each in a process of its own."""
+    """Time every point of every sweep, each in its own process."""
     found: Scaling = {}
     for sweep, points in sweeps().items():
         found[sweep] = {}

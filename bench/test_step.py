@@ -2,8 +2,8 @@
 
 import pytest
 
+from .bandwidth_limit import limit, new_arrays
 from .cases import CASES, elements
-from .limit import limit
 from .rivals import rivals_of
 
 PAIRS = [(case, rival) for case, shapes in CASES.items() for rival in rivals_of(shapes)]
@@ -17,4 +17,4 @@ def test_step(benchmark, case, rival):
 
 @pytest.mark.parametrize("case", CASES)
 def test_limit(benchmark, case):
-    benchmark.pedantic(limit(elements(CASES[case])), warmup_rounds=8, rounds=10)
+    benchmark.pedantic(limit(new_arrays(elements(CASES[case]))), warmup_rounds=8, rounds=10)

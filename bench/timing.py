@@ -1,17 +1,28 @@
-"""Timing several steps against each other: interleaved in one process, medians and quartiles."""
+"""Times several steps against each other: interleaved in one process, medians and quartiles.
+
+A clock is a function that takes a step and returns a timer; each call of the timer runs the step
+once and returns its seconds.
+"""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
-WARM_UP = 8  # past the threshold, compiled, allocated
+WARM_UP = 8  # steps: past the threshold, compiled, memory allocated
+
+Step = Callable[[], object]
+Timer = Callable[[], float]
+Clock = Callable[[Step], Timer]
+
+_CYCLES = 2e9  # of torch.cuda._sleep; about one second
 
 
 class Timing(NamedTuple):
-    """Seconds of one step."""
+    """Seconds per step."""
 
     lower_quartile: float
     median: float
@@ -19,21 +30,63 @@ class Timing(NamedTuple):
 
 
 def timings(section: Mapping[str, Mapping[str, float]]) -> dict[str, Timing]:
-    """Those of a case as a record holds them."""
+    """The timings of a case in a record."""
     return {name: Timing(**timing) for name, timing in section.items()}
 
 
+def wall_clock(step: Step) -> Timer:
+    """The time of a step on the CPU, which returns when its work is done."""
+
+    def timer() -> float:
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    return timer
+
+
+def enqueue_clock(step: Step) -> Timer:
+    """The time until a step on a GPU returns; the device is idle before, so no queue fills up."""
+    wall = wall_clock(step)
+
+    def timer() -> float:
+        torch.cuda.synchronize()
+        return wall()
+
+    return timer
+
+
+def device_clock(step: Step) -> Timer:
+    """The time of a step on a GPU, between two events.
+
+    A kernel that sleeps keeps the device busy until the host has enqueued the whole step.
+    """
+    enqueue = enqueue_clock(step)
+    busy = 2 * min(enqueue() for _ in range(3)) + 1e-4
+
+    def timer() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(busy * _CYCLES))
+        start.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return timer
+
+
 def interleave(
-    steps: Mapping[str, Callable[[], object]], rounds: int, what: str
+    steps: Mapping[str, Step], rounds: int, title: str, clock: Clock = wall_clock
 ) -> dict[str, Timing]:
-    """Time each step once a round, all of them in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    """Time every step once per round."""
     for step in steps.values():
         for _ in range(WARM_UP):
             step()
-    for _ in tqdm(range(rounds), desc=what, leave=False, mininterval=1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
+    timers = {name: clock(step) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in tqdm(range(rounds), desc=title, leave=False, mininterval=1):
+        for name, timer in timers.items():
+            seconds[name].append(timer())
     return {name: Timing(*statistics.quantiles(values, n=4)) for name, values in seconds.items()}

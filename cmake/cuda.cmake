@@ -1,9 +1,9 @@
-# The CUDA backend. Architectures as CUDAARCHS (CMake's) or TORCH_CUDA_ARCH_LIST (torch's) say;
-# otherwise machine code from sm_75 on, once a generation, and PTX of the newest for later ones.
+# The CUDA backend. CUDAARCHS (of CMake) or TORCH_CUDA_ARCH_LIST (of torch) choose the architectures.
+# The default is machine code for each generation since sm_75, and PTX of the newest for later ones.
 
 if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   if(DEFINED ENV{TORCH_CUDA_ARCH_LIST})
-    # "8.0 9.0+PTX", separated by spaces or semicolons.
+    # For example "8.0 9.0+PTX", separated by spaces or semicolons.
     string(REGEX REPLACE "[ ;,]+" ";" listed "$ENV{TORCH_CUDA_ARCH_LIST}")
     foreach(entry IN LISTS listed)
       if(NOT entry MATCHES "^([0-9]+)\\.([0-9]+[a-z]?)(\\+PTX)?$")
@@ -17,7 +17,7 @@ if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
     set(CMAKE_CUDA_ARCHITECTURES "${wanted}" CACHE STRING "" FORCE)
   else()
     set(choose_architectures ON)
-    set(CMAKE_CUDA_ARCHITECTURES 75-real)  # to find the compiler
+    set(CMAKE_CUDA_ARCHITECTURES 75-real)  # CMake needs one to find the compiler
   endif()
 endif()
 
@@ -40,17 +40,17 @@ if(choose_architectures)
   set(CMAKE_CUDA_ARCHITECTURES "${wanted}" CACHE STRING "CUDA architectures" FORCE)
 endif()
 
-# Each operation rounded by itself, division and roots to IEEE: the bits of the CPU backend. The
-# benchmark changes this, to measure what it costs.
+# Rounds each operation separately, also divisions and roots, as IEEE 754 does: the bits of the CPU
+# backend. The benchmark builds a variant without it to measure its cost.
 set(RADAM_CUDA_ROUNDING --fmad=false --prec-div=true --prec-sqrt=true --ftz=false
   CACHE STRING "nvcc's options for rounding")
 add_library(radam_cuda_options INTERFACE)
 target_compile_options(radam_cuda_options INTERFACE
   ${RADAM_CUDA_ROUNDING} -Xcompiler=-Wall,-fvisibility=hidden)
 
-# The step's kernels once for each dtype of the parameter, so that they compile side by side.
+# The step kernels are compiled once per dtype of the parameter, in parallel.
 foreach(dtype IN ITEMS double float BFloat16 Half)
-  add_library(cuda_${dtype} OBJECT csrc/cuda/step.cu)
+  add_library(cuda_${dtype} OBJECT csrc/cuda/step_kernels.cu)
   target_compile_definitions(cuda_${dtype} PRIVATE RADAM_PARAM=${dtype})
   target_link_libraries(cuda_${dtype} PRIVATE radam_cuda_options)
   target_sources(_C PRIVATE $<TARGET_OBJECTS:cuda_${dtype}>)
@@ -58,7 +58,7 @@ endforeach()
 add_library(cuda_kernels OBJECT csrc/cuda/kernels.cu)
 target_link_libraries(cuda_kernels PRIVATE radam_cuda_options)
 target_sources(_C PRIVATE
-  csrc/cuda/bindings.cpp csrc/cuda/launch.cpp $<TARGET_OBJECTS:cuda_kernels>)
+  csrc/cuda/bindings.cpp csrc/cuda/upload.cpp $<TARGET_OBJECTS:cuda_kernels>)
 
 string(REPLACE ";" " " architectures "${CMAKE_CUDA_ARCHITECTURES}")
 target_compile_definitions(_C PRIVATE RADAM_CUDA="${architectures}")

@@ -1,9 +1,11 @@
-// The raw surface of radam_fused._C, the CUDA backend's apart. Only radam_fused.backends calls it.
+// The bindings of radam_fused._C, except for those of the CUDA backend (csrc/cuda/bindings.cpp).
 #include "bindings.h"
 
 #include <pybind11/stl.h>
 
 #include "cpu/step.h"
+#include "torch_tensors.h"
+#include "waiting.h"
 
 namespace py = pybind11;
 
@@ -12,7 +14,7 @@ namespace {
 void cpu_step(radam::TensorTable& table, int threads, const std::string& instruction_set,
               std::optional<bool> prefetch) {
   if (table.device().type != radam::dlpack::kCPU) {
-    throw std::invalid_argument("cpu_step expects tensors in the CPU's memory");
+    throw std::invalid_argument("cpu_step: the tensors are on a device, expected CPU tensors");
   }
   radam::run_launch(table, [&](const radam::Work& work) {
     radam::cpu::step(work, threads, instruction_set, prefetch);

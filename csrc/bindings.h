@@ -1,4 +1,4 @@
-// What the modules of the bindings share.
+// Shared by the files of the bindings.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@
 
 namespace radam {
 
-// A launch's kernels, run between start() and finish() of its table without Python's lock.
+// Runs the kernels of a launch between start() and finish() of its table, without the GIL.
 template <typename Run>
 void run_launch(TensorTable& table, const Run& run) {
   const Work& work = table.start();
@@ -21,7 +21,7 @@ void run_launch(TensorTable& table, const Run& run) {
 namespace cuda {
 void bind(py::module_& m);
 #if defined(RADAM_BIND_MORE)
-void RADAM_BIND_MORE(py::module_& m);  // where the tests build the grid for the host
+void RADAM_BIND_MORE(py::module_& m);  // in the host builds of the tests
 #endif
 }  // namespace cuda
 

@@ -1,6 +1,6 @@
 // The part of DLPack's C exchange interface (version 1.3, type attribute __dlpack_c_exchange_api__)
-// that says where a tensor lies and makes one over given memory. torch has it since 2.10, so
-// neither needs libtorch.
+// that reads the address of a tensor and makes a tensor over given memory. torch has it since 2.10,
+// so that neither needs libtorch.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct TensorView {
   std::uint64_t byte_offset;
 };
 
-// A tensor to be made; `delete_self` is called when its memory is no longer used.
+// A new tensor. torch calls `delete_self` when it no longer uses the memory.
 struct ManagedTensor {
   std::uint32_t major, minor;
   void* context;

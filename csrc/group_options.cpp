@@ -4,12 +4,12 @@
 #include <cstring>
 #include <limits>
 
-#include "tensor_table.h"
+#include "torch_tensors.h"
 
 namespace radam {
 namespace {
 
-constexpr std::size_t kTerms = 64;  // kept: step counts of a model times kinds of decay rates
+constexpr std::size_t kTerms = 64;  // cache: step counts of a model times sets of decay rates
 
 py::object interned(const std::string& name) {
   return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name.c_str()));
@@ -60,7 +60,7 @@ double GroupOptions::number(const Option& option, PyObject* group) const {
   return result;
 }
 
-// The number, or NaN where it is a tensor that the host cannot read without waiting.
+// The learning rate as a number; NaN if it is a tensor that the host cannot read without waiting.
 double GroupOptions::learning_rate(std::size_t group, PyObject* lr) {
   if (PyFloat_Check(lr) || PyLong_Check(lr) || !is_tensor(lr)) {
     const double result = PyFloat_AsDouble(lr);
@@ -103,7 +103,7 @@ std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
       held = value;
     }
     Group& held = groups_[g];
-    // All but the learning rate, which is the first.
+    // All options but the learning rate, which is the first.
     reported |= std::memcmp(&held.values.options.lr + 1, &now.options.lr + 1,
                             sizeof now.options - sizeof(double)) != 0;
     if (is_new || std::memcmp(&held.values, &now, sizeof now) != 0) {
@@ -123,7 +123,7 @@ std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
   return changed;
 }
 
-// Waits for the device if the learning rate is a tensor there.
+// Waits for the device if the learning rate is a tensor on it.
 double GroupOptions::host_lr(Group& group) {
   if (!group.waits_for_lr()) return group.values.options.lr;
   return py::handle(group.values.lr).attr("item")().cast<double>();
@@ -179,10 +179,11 @@ DeviceOptions GroupOptions::for_device(std::size_t index, const dlpack::Device& 
       result.lr_is_float64 = range.dtype.bits == 64;
       result.values.lr = 0.0;
     } else if (capturing) {
-      throw std::runtime_error(
-          "lr is a tensor on " + py::str(lr.attr("device")).cast<std::string>() +
-          ": replays of the graph that is being captured would not see it change; make it a tensor "
-          "on the parameters' device");
+      throw std::runtime_error("lr is a tensor on " +
+                               py::str(lr.attr("device")).cast<std::string>() +
+                               ", expected the parameters' device: replays of the graph that is "
+                               "being captured would not "
+                               "see a change");
     } else {
       result.values.lr = host_lr(group);
     }

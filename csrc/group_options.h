@@ -18,39 +18,39 @@ namespace py = pybind11;
 
 class GroupOptions {
  public:
-  // defaults: for each option that a group may leave out, what it then has; watched: names of
-  // options that are no numbers of a step, but whose change read() is to report as well.
+  // defaults: the values of options that a group may leave out. watched: names of options that do
+  // not affect the coefficients, but whose changes read() reports as well.
   GroupOptions(const py::dict& defaults, const std::vector<std::string>& watched);
 
-  // Reads every option of optimizer.param_groups. Returns the groups in which one besides the
-  // learning rate has changed since the last call. Throws where a value is not a number.
+  // Reads the options of optimizer.param_groups. Returns the groups in which an option other than
+  // the learning rate has changed since the last call. Throws if a value is not a number.
   std::vector<std::size_t> read(const py::list& groups);
 
   std::size_t size() const { return groups_.size(); }
 
-  // The first group whose options are the same.
+  // The first group with the same options.
   std::size_t first_like(std::size_t group) const { return groups_[group].first_like; }
 
-  // Of a step that the host counts; kept until the options or the step change.
+  // The coefficients of a step that the host counts. Valid until the next call.
   const StepCoefficients& coefficients(std::size_t group, std::int64_t step, double grad_scale);
 
-  // For steps that a device counts; the addresses of the gradients' scale are left out. capturing:
-  // whether a graph is being captured, whose replays would not see a number on the host change.
+  // The options for a device that counts the steps, without the addresses of a gradient scaler.
+  // capturing: whether a graph is being captured; its replays would not see a change on the host.
   DeviceOptions for_device(std::size_t group, const dlpack::Device& device, bool capturing);
 
-  // Lets go of the learning rates that are tensors.
+  // Releases the learning rates that are tensors.
   void release();
 
  private:
-  // What tells two groups' options apart, byte by byte.
+  // The options of a group, compared byte by byte.
   struct Values {
     StepOptions options;
-    PyObject* lr;  // if it is a tensor, else null; its number is NaN unless the host has it
+    PyObject* lr;  // the tensor, or null; options.lr is NaN if the tensor is on a device
   };
   struct Group {
     Values values{};
     std::size_t first_like = 0;
-    std::int64_t step = -1;  // of the coefficients that are kept; -1: none
+    std::int64_t step = -1;  // step count of `kept`; -1: none
     double grad_scale = 0;
     StepCoefficients kept{};
 
@@ -65,7 +65,7 @@ class GroupOptions {
     py::object key;   // in the group
     Py_ssize_t item;  // within a sequence; -1: the value itself
     std::string name;
-    double fallback;  // NaN: the group has to have it
+    double fallback;  // NaN: the group must have the option
   };
 
   double number(const Option& option, PyObject* group) const;
@@ -73,13 +73,13 @@ class GroupOptions {
   double host_lr(Group& group);
   const StepTerms& terms_of(const StepOptions& options, std::int64_t step);
 
-  std::vector<Option> options_;  // options.def's, then the watched ones
+  std::vector<Option> options_;  // those of options.def, then the watched ones
   std::vector<Group> groups_;
-  std::vector<double> watched_;                                 // their values, group after group
-  std::vector<std::pair<std::size_t, py::object>> lr_tensors_;  // by group, for one step
+  std::vector<double> watched_;  // values of the watched options, group by group
+  std::vector<std::pair<std::size_t, py::object>> lr_tensors_;  // (group, lr), for one step
   std::vector<Terms> terms_;
   std::size_t oldest_terms_ = 0;
-  std::unordered_map<std::string, std::size_t> first_of_;  // group by the bytes of its values
+  std::unordered_map<std::string, std::size_t> first_of_;  // maps the bytes of Values to a group
 };
 
 }  // namespace radam

@@ -1,14 +1,13 @@
 // Rectified Adam (arXiv 1908.03265, Algorithm 2): the coefficients of a step and the update of one
-// element. The only C++ statement of either, shared by every compiled backend. Each operation is
-// rounded to nearest even, in this order; translation units that include it are built without
-// contraction into fused multiply-adds.
+// element. This is the only mathematics in C++ and CUDA. Each operation is rounded to nearest even,
+// in this order: every file that includes it is built without fused multiply-adds.
 #pragma once
 
 #include <math.h>
 
 #include <cstdint>
 
-#if defined(RADAM_INLINE)  // the tests' build, which is to compile fast
+#if defined(RADAM_INLINE)  // defined by builds of the tests, to compile fast
 #elif defined(__CUDACC__)
 #define RADAM_INLINE __host__ __device__ __forceinline__
 #else
@@ -17,24 +16,24 @@
 
 namespace radam {
 
-// What one step does to the parameter.
+// The kind of an update.
 enum class Update : int {
-  none = 0,       // not rectified, no fallback: only the moments move
+  none = 0,       // not rectified, no fallback: only the moments change
   momentum = 1,   // not rectified: SGD with momentum
   rectified = 2,  // rectified adaptive step
-  skipped = 3     // nothing moves, the moments neither: a gradient overflowed
+  skipped = 3     // a gradient overflowed: nothing changes, not even the moments
 };
 
-// The coefficients of one step, uniform over every element with the same step count.
+// The coefficients of a step, the same for all elements with the same step count.
 template <typename T>
 struct Coefficients {
-  T grad_mul;         // -1 to maximize; carries any rescaling of the gradient
-  T l2;               // weight of the parameter in the gradient
-  T decay;            // factor on the parameter, 1 for none
+  T grad_mul;         // factor of the gradient: 1, or -1 to maximize, divided by its scale
+  T l2;               // factor of the parameter in the gradient, 0 for none
+  T decay;            // factor of the parameter, 1 for none
   T one_minus_beta1;  // weight of the gradient in exp_avg
-  T beta2;            // weight of the past in exp_avg_sq
+  T beta2;            // weight of the previous value in exp_avg_sq
   T one_minus_beta2;  // weight of the squared gradient in exp_avg_sq
-  T step_size;        // learning rate with bias corrections and r_t folded in
+  T step_size;        // learning rate times the bias corrections and r_t
   T eps;              // added to the root of exp_avg_sq
 };
 
@@ -58,7 +57,7 @@ RADAM_INLINE void update_element(T& param, T grad, T& exp_avg, T& exp_avg_sq, T&
   const T v = exp_avg_sq * c.beta2 + (g * g) * c.one_minus_beta2;
   T s = v;
   if constexpr (amsgrad) {
-    // As torch.maximum: a NaN on either side wins.
+    // Like torch.maximum: a NaN in either operand gives NaN.
     s = (v > max_exp_avg_sq) | (v != v) ? v : max_exp_avg_sq;
     max_exp_avg_sq = s;
   }
@@ -72,13 +71,13 @@ RADAM_INLINE void update_element(T& param, T grad, T& exp_avg, T& exp_avg_sq, T&
   exp_avg_sq = v;
 }
 
-// Coefficients of a step before they are rounded to the arithmetic type.
+// The coefficients before they are rounded to the arithmetic type.
 struct StepCoefficients {
   Coefficients<double> values;
   Update update;
 };
 
-// What the coefficients of a step are computed from; radam_fused/options.py documents each.
+// The options that the coefficients are computed from; radam_fused/options.py documents each.
 struct StepOptions {
 #define RADAM_OPTION(name) double name;
 #include "options.def"
@@ -94,12 +93,11 @@ constexpr int kOptions = sizeof(StepOptions) / sizeof(double);
 
 namespace detail {
 struct Sums {
-  double total;     // of beta^k over k < count
-  double weighted;  // of (k + 1) beta^k
+  double total;     // of beta^k for k < count
+  double weighted;  // of (k + 1) beta^k for k < count
 };
 
-// By doubling, all terms positive: as _geometric() of radam_fused.rectification, operation by
-// operation.
+// The same operations as _geometric() in radam_fused.rectification: doubling, with positive terms.
 RADAM_INLINE Sums geometric(double beta, std::int64_t count) {
   double n = 0, power = 1, total = 0, weighted = 0;
   std::int64_t bit = 1;
@@ -119,7 +117,7 @@ RADAM_INLINE Sums geometric(double beta, std::int64_t count) {
   return {total, weighted};
 }
 
-// Of the adaptive rate, as variance() of radam_fused.rectification, operation by operation.
+// The same operations as variance() in radam_fused.rectification.
 RADAM_INLINE double variance(double rho, bool exact) {
   if (!exact) return rho / (2.0 * (rho - 2.0) * (rho - 4.0));
   constexpr int kShifts = 8;
@@ -142,12 +140,12 @@ RADAM_INLINE double variance(double rho, bool exact) {
 }
 }  // namespace detail
 
-// What a step's coefficients need of the step count and the decay rates; the same for parameter
-// groups that differ in other options only.
+// The terms of the coefficients that depend only on the step count, the decay rates and the options
+// of rectification. Parameter groups that differ in other options share them.
 struct StepTerms {
   double correction1;       // 1 - beta1^t
   double root_correction2;  // sqrt(1 - beta2^t)
-  double r_t;               // 0 where the step is not rectified, 1 where none has to be
+  double r_t;               // 0 if the step is not rectified, 1 without rectification
 };
 
 RADAM_INLINE StepTerms step_terms(std::int64_t step, const StepOptions& o) {
@@ -166,7 +164,7 @@ RADAM_INLINE StepTerms step_terms(std::int64_t step, const StepOptions& o) {
   return terms;
 }
 
-// The bits of radam_fused.rectification.coefficients(), whose docstring gives the sources.
+// The same bits as radam_fused.rectification.coefficients(), whose docstring gives the sources.
 RADAM_INLINE StepCoefficients coefficients(const StepTerms& terms, const StepOptions& o,
                                            double grad_scale) {
   Update update = Update::none;

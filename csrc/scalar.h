@@ -1,5 +1,5 @@
-// Stored scalar types and their conversion to and from the arithmetic type: exact one way, one
-// rounding to nearest even the other. Integer arithmetic without branches, so that loops vectorise.
+// The stored types, and their conversion to and from the arithmetic type. Widening is exact;
+// narrowing rounds to nearest even. Integer arithmetic without branches, so that loops vectorise.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +42,7 @@ RADAM_INLINE float load(BFloat16 x) {
 }
 RADAM_INLINE float load(Half x) {
 #if defined(__CUDA_ARCH__)
-  float result;  // what follows in one instruction
+  float result;  // one instruction for the code below
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
   return result;
 #else
@@ -77,8 +77,8 @@ RADAM_INLINE void store(Half& to, float x) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   const std::uint32_t normal =
       ((magnitude + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
-  // Adding 1.5 * 2^23 rounds |x| * 2^24, the count of half subnormals, to an integer in the low
-  // bits.
+  // |x| * 2^24 is x in units of the smallest subnormal; adding 1.5 * 2^23 rounds it to an integer
+  // in the low bits.
   const std::uint32_t subnormal =
       detail::float_bits(detail::float_from(magnitude) * 0x1p24f + 0x1.8p23f) - 0x4b400000u;
   std::uint32_t result = magnitude < 0x38800000u ? subnormal : normal;

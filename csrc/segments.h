@@ -1,5 +1,5 @@
-// The table of memory ranges that one launch updates: a row for each parameter, or for several that
-// lie side by side.
+// The table of memory ranges that one launch updates. A segment is one parameter, or several
+// neighbours in memory. An element is a real number: a complex number counts as two.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace radam {
 
-// A parameter, its gradient and its state.
+// The tensors of a parameter.
 namespace role {
 enum : int {
 #define RADAM_ROLE(name, kind) name,
@@ -27,8 +27,8 @@ constexpr const char* kRoleNames[kRoles] = {
 #undef RADAM_ROLE
 };
 
-// A counter is one number. Everything else has the parameter's shape, device and memory order; the
-// moments of a launch also have one dtype.
+// A counter is one number. All other tensors have the shape, device and memory order of the
+// parameter; the moments of a launch have the same dtype.
 enum class RoleKind { arithmetic, counter, moment };
 
 constexpr RoleKind kRoleKinds[kRoles] = {
@@ -38,29 +38,29 @@ constexpr RoleKind kRoleKinds[kRoles] = {
 };
 
 struct Segment {
-  void* at[kRoles];           // null for a role that the launch does not have
-  std::int64_t numel;         // real scalars; a complex element counts twice
-  std::int64_t first;         // scalars before this one's, each segment padded to whole chunks
-  std::int64_t coefficients;  // which coefficients of the launch apply
-  std::int64_t options;       // which options the device computes them from, if it counts the steps
+  void* at[kRoles];  // null for a role that the launch does not have
+  std::int64_t numel;
+  std::int64_t first;               // elements of earlier segments, each padded to whole chunks
+  std::int64_t coefficients_index;  // in the coefficients of the launch
+  std::int64_t options_index;       // in its DeviceOptions, if the device counts the steps
 };
 
 struct SegmentTypes {
   DType of[kRoles];
 };
 
-// What the coefficients of a step that is counted on the device are computed from.
+// The inputs of the coefficients that a device computes, if it counts the steps.
 struct DeviceOptions {
   StepOptions values;
-  const void* lr;  // in device memory; null: that of the values
+  const void* lr;  // in device memory; null: values.lr
   std::int64_t lr_is_float64;
   const float* grad_scale;  // null: 1
   const float* found_inf;   // null: no gradient overflowed
 };
 
-// What one launch does, read and computed: nothing in it refers to Python.
+// The input of one launch, without references to Python.
 struct Work {
-  std::vector<Segment> segments;  // of the parameters that have a gradient
+  std::vector<Segment> segments;  // of parameters with a gradient
   SegmentTypes types;
   bool amsgrad;
   bool counts_on_device;

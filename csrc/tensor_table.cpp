@@ -1,40 +1,19 @@
 #include "tensor_table.h"
 
 #include <algorithm>
-#include <array>
-#include <memory>
+#include <optional>
+
+#include "torch_tensors.h"
 
 namespace radam {
 namespace {
 
-// Rows to prefetch ahead: far enough for memory to answer, near enough to still be in the first
+// Rows to prefetch ahead: far enough to hide the latency of memory, near enough to stay in the L1
 // cache.
 constexpr std::size_t kAhead = 4;
 
-// The roles that optimizer.state holds.
+// The first role in optimizer.state; all later roles are in it as well.
 constexpr int kFirstState = role::step;
-
-// Python objects used at every step, made once and never released: they outlive the interpreter's
-// module teardown on purpose.
-struct Interned {
-  PyObject* tensor_type;
-  PyObject* parameter_type;
-  PyObject* params;
-  PyObject* grad;
-  PyObject* is_conj;
-  PyObject* is_neg;
-  std::array<PyObject*, kRoles> roles;
-  PyObject* dense_copy;
-  PyObject* increment_version;
-  const dlpack::ExchangeApi* api;
-};
-
-Interned the_interned{};
-
-const Interned& interned() {
-  if (the_interned.api == nullptr) throw std::logic_error("radam_fused._C is not connected");
-  return the_interned;
-}
 
 bool same(const dlpack::DataType& a, const dlpack::DataType& b) {
   return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
@@ -70,7 +49,7 @@ bool is_expanded(const dlpack::TensorView& view) {
   return false;
 }
 
-// Whether the elements fill one range of memory, each place once, in whatever order.
+// Whether the elements fill one range of memory without gaps or overlaps, in any order.
 bool is_dense(const dlpack::TensorView& view) {
   std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
   for (std::int32_t d = 0; d < view.ndim; ++d) {
@@ -86,48 +65,23 @@ bool is_dense(const dlpack::TensorView& view) {
   return true;
 }
 
-bool answers_no(PyObject* object, PyObject* method) {
+bool returns_false(PyObject* object, PyObject* method) {
   PyObject* const answer = PyObject_CallMethodNoArgs(object, method);
   if (answer == nullptr) throw py::error_already_set();
   Py_DECREF(answer);
   return answer == Py_False;
 }
 
-py::object gradient(PyObject* param) {
-  PyObject* const grad = PyObject_GetAttr(param, interned().grad);
-  if (grad == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(grad);
-}
-
-// group["params"], or null where there are fewer groups.
-PyObject* params_of(const py::list& groups, std::size_t group) {
-  if (group >= groups.size()) return nullptr;
-  PyObject* const held = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(group));
-  PyObject* const params =
-      PyDict_Check(held) ? PyDict_GetItemWithError(held, interned().params) : nullptr;
-  if (params == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  if (params == nullptr || !PyList_Check(params)) {
-    const char* const type = params == nullptr ? "missing" : Py_TYPE(params)->tp_name;
-    throw py::type_error("params of group " + std::to_string(group) + ": " + type +
-                         ", expected a list");
-  }
-  return params;
-}
-
-std::size_t length_of(PyObject* list) {
-  return list == nullptr ? 0 : static_cast<std::size_t>(PyList_GET_SIZE(list));
-}
-
 py::object dense_copy(PyObject* tensor, PyObject* like) {
   return py::reinterpret_steal<py::object>(
-      py::handle(interned().dense_copy)(py::handle(tensor), py::handle(like)).release());
+      py::handle(torch_objects().dense_copy)(py::handle(tensor), py::handle(like)).release());
 }
 
-// A step finds the Python objects in memory, not in cache, and each look-up waits for the one
-// before: without this a step over 1,000 tensors takes 25 % longer (AMD EPYC). `sizes` is where
-// torch kept the tensor's sizes at the last step, within the tensor's own record; its storage and
-// its autograd record are usually allocated beside that. Inlined by force, because a function that
-// only prefetches counts as one without effect, and calls to it are left out.
+// A step finds the Python objects in memory, not in a cache, and each look-up depends on the one
+// before. Without prefetches, a step over 1,000 tensors is 25 % slower (AMD EPYC). `sizes` was the
+// address of the tensor's sizes at the last step, inside of the TensorImpl; the storage and the
+// autograd metadata are usually allocated beside it. Inlining is forced, because the compiler drops
+// calls of a function that only prefetches.
 RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_before,
                            int lines_after) {
   __builtin_prefetch(object);
@@ -141,46 +95,26 @@ bool is_one_number(const dlpack::TensorView& view) {
   return std::all_of(view.shape, view.shape + view.ndim, [](std::int64_t n) { return n == 1; });
 }
 
-void* address(const dlpack::TensorView& view) {
-  return static_cast<char*>(view.data) + view.byte_offset;
-}
-
-// One number on a device, or null for None.
+// The address of one number on a device; null for None.
 const float* number_on(const dlpack::Device& device, const py::object& tensor, const char* name) {
   if (tensor.is_none()) return nullptr;
   const Range range = contiguous_range(tensor, name);
   if (!same(range.device, device) || range.numel != 1 || range.dtype.code != dlpack::kFloat ||
       range.dtype.bits != 32) {
-    throw std::invalid_argument(std::string(name) +
-                                " must be one float32 number on the parameters' device");
+    throw std::invalid_argument(
+        std::string(name) + " has " + std::to_string(range.numel) +
+        " elements, expected one float32 element on the parameters' device");
   }
   return static_cast<const float*>(range.address);
 }
 
 }  // namespace
 
-bool is_tensor(PyObject* object) {
-  return PyObject_IsInstance(object, interned().tensor_type) == 1;
-}
-
-Range contiguous_range(const py::handle& tensor, const std::string& what) {
-  dlpack::TensorView v{};
-  if (interned().api->view_from_object(tensor.ptr(), &v) != 0) throw py::error_already_set();
-  std::int64_t numel = 1;
-  for (std::int32_t d = v.ndim - 1; d >= 0; --d) {
-    if (v.shape[d] > 1 && v.strides[d] != numel) {
-      throw std::invalid_argument(what + " is not contiguous");
-    }
-    numel *= v.shape[d];
-  }
-  return {address(v), v.device, v.dtype, numel};
-}
-
 TensorTable::TensorTable(const std::vector<std::string>& state, std::int64_t chunk,
                          bool counts_on_device)
     : chunk_(chunk) {
   if (chunk < 1 || (chunk & (chunk - 1)) != 0) {
-    throw std::invalid_argument("chunk must be a power of two");
+    throw std::invalid_argument("chunk is " + std::to_string(chunk) + ", expected a power of two");
   }
   has_[role::param] = has_[role::grad] = true;
   for (const std::string& name : state) {
@@ -200,7 +134,7 @@ void TensorTable::add(Place place, const std::vector<py::object>& types, const p
   }
   Row row;
   row.place = place;
-  row.entry = rows_.empty() ? 0 : rows_.back().entry + 1;
+  row.state_index = rows_.empty() ? 0 : rows_.back().state_index + 1;
   if (!flat.is_none()) {
     const Range buffer = contiguous_range(flat, "flat");
     row.flat_at = static_cast<char*>(buffer.address) + offset * (buffer.dtype.bits / 8);
@@ -208,28 +142,28 @@ void TensorTable::add(Place place, const std::vector<py::object>& types, const p
   rows_.push_back(row);
 }
 
-// A tensor of any other type might keep its memory elsewhere.
+// A tensor of an unknown type could keep its memory in other tensors.
 bool TensorTable::has_own_memory(PyObject* tensor) const {
   return is_known(reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
 }
 
 bool TensorTable::is_known(PyObject* type) const {
-  if (type == interned().parameter_type || type == interned().tensor_type) return true;
+  if (type == torch_objects().parameter_type || type == torch_objects().tensor_type) return true;
   return std::any_of(types_.begin(), types_.end(),
                      [&](const py::object& known) { return known.ptr() == type; });
 }
 
-int TensorTable::scalar_bytes(int role) const {
+int TensorTable::element_bytes(int role) const {
   return dtypes_[role].bits / 8 / (is_complex(dtypes_[role]) ? 2 : 1);
 }
 
-// Reads a tensor of the launch's device and of the role's dtype. Odd is one whose memory does not
-// hold its numbers: a lazy conjugate, or the lazy negative that its parts become; autograd leaves
-// the latter as a dense gradient of real numbers only where that has one element.
+// Reads a tensor of the launch's device and of the role's dtype. It is odd if its memory does not
+// hold its values: a lazy conjugate, or a lazy negative, as the imaginary part of a lazy conjugate
+// is. autograd produces a lazily negated dense gradient only if it has one element.
 TensorTable::Fit TensorTable::view(PyObject* tensor, int role, std::int64_t numel,
                                    dlpack::TensorView& out) const {
   if (!has_own_memory(tensor)) return Fit::misfits;
-  if (interned().api->view_from_object(tensor, &out) != 0) {
+  if (torch_objects().api->view_from_object(tensor, &out) != 0) {
     PyErr_Clear();
     return Fit::misfits;
   }
@@ -238,8 +172,9 @@ TensorTable::Fit TensorTable::view(PyObject* tensor, int role, std::int64_t nume
     return out.device.type == dlpack::kCPU ? Fit::fits : Fit::misfits;
   }
   if (types_known_ && !same(out.device, device_)) return Fit::misfits;
-  if (is_complex(out.dtype) && !answers_no(tensor, interned().is_conj)) return Fit::odd;
-  if (role == role::grad && numel == 1 && !answers_no(tensor, interned().is_neg)) return Fit::odd;
+  if (is_complex(out.dtype) && !returns_false(tensor, torch_objects().is_conj)) return Fit::odd;
+  if (role == role::grad && numel == 1 && !returns_false(tensor, torch_objects().is_neg))
+    return Fit::odd;
   return Fit::fits;
 }
 
@@ -250,7 +185,7 @@ TensorTable::Fit TensorTable::compare_layout(const dlpack::TensorView& view, con
   Fit fit = Fit::fits;
   for (std::int32_t d = 0; d < row.ndim; ++d) {
     if (view.shape[d] != shape[d]) return Fit::misfits;
-    // The stride of a single element, or of none, is never used.
+    // A dimension of size 0 or 1 can have any stride.
     if (shape[d] > 1 && row.numel > 0 && view.strides[d] != strides[d]) fit = Fit::odd;
   }
   return fit;
@@ -270,20 +205,20 @@ void TensorTable::keep_layout(const dlpack::TensorView& view, Row& row) {
   }
 }
 
-// The state of a parameter, which usually stands where it stood at the last step, or behind that of
-// the row before. A look-up by key would call a method of torch.Tensor in Python.
+// The state of a parameter. Its index is usually that of the last step, or the next one. A look-up
+// by key would call torch.Tensor.__hash__ in Python.
 PyObject* TensorTable::state_of(Row& row, PyObject* param) {
-  const std::size_t behind = row.entry + 1;
-  for (const std::size_t entry : {row.entry, behind}) {
-    if (entry < states_.size() && states_[entry].first == param) {
-      row.entry = entry;
-      return states_[entry].second;
+  const std::size_t next = row.state_index + 1;
+  for (const std::size_t index : {row.state_index, next}) {
+    if (index < states_.size() && states_[index].first == param) {
+      row.state_index = index;
+      return states_[index].second;
     }
   }
   const auto found = std::find_if(states_.begin(), states_.end(),
-                                  [&](const auto& entry) { return entry.first == param; });
+                                  [&](const auto& item) { return item.first == param; });
   if (found == states_.end()) return nullptr;
-  row.entry = static_cast<std::size_t>(found - states_.begin());
+  row.state_index = static_cast<std::size_t>(found - states_.begin());
   return found->second;
 }
 
@@ -298,7 +233,8 @@ bool TensorTable::read(const py::list& groups, const py::dict& states) {
   {
     PyObject *key, *value;
     Py_ssize_t position = 0;
-    // The keys are only compared; to read a tensor can run Python code, which may drop a state.
+    // Only the values are held. Reading a tensor can run Python code that drops a state; the keys
+    // are only compared.
     while (PyDict_Next(states.ptr(), &position, &key, &value)) {
       states_.emplace_back(key, Py_NewRef(value));
     }
@@ -311,7 +247,9 @@ bool TensorTable::read(const py::list& groups, const py::dict& states) {
       prefetch(ahead.tensors[role::param], ahead.sizes[role::param], 5, 6);
       prefetch(ahead.tensors[role::grad], ahead.sizes[role::grad], 5, 6);
       for (int r = kFirstState; r < kRoles; ++r) prefetch(ahead.tensors[r], ahead.sizes[r], 3, 1);
-      if (ahead.entry < states_.size()) __builtin_prefetch(states_[ahead.entry].second);
+      if (ahead.state_index < states_.size()) {
+        __builtin_prefetch(states_[ahead.state_index].second);
+      }
     }
     Row& row = rows_[i];
     if (row.place.first != group) {
@@ -375,7 +313,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   if (state == nullptr || !PyDict_Check(state)) return fail(row, role::step);
   for (int r = kFirstState; r < kRoles; ++r) {
     if (!has_[r]) continue;
-    PyObject* const tensor = PyDict_GetItemWithError(state, interned().roles[r]);
+    PyObject* const tensor = PyDict_GetItemWithError(state, torch_objects().roles[r]);
     if (tensor == nullptr) {
       if (PyErr_Occurred()) throw py::error_already_set();
       return fail(row, r);
@@ -396,22 +334,22 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   segment.numel = row.numel;
   if (work_.counts_on_device) {
     steps_.push_back({nullptr, 0});
-    segment.coefficients = static_cast<std::int64_t>(work_.segments.size()) - 1;
-    segment.options = static_cast<std::int64_t>(row.place.first);
+    segment.coefficients_index = static_cast<std::int64_t>(work_.segments.size()) - 1;
+    segment.options_index = static_cast<std::int64_t>(row.place.first);
   } else {
-    // Counted in the counter's own precision, as torch counts.
+    // The counter is incremented in its own dtype, as in torch.
     void* const counter = segment.at[role::step];
     const double next = dtypes_[role::step].bits == 64 ? *static_cast<const double*>(counter) + 1.0
                                                        : *static_cast<const float*>(counter) + 1.0f;
     steps_.push_back({counter, next});
-    segment.coefficients =
-        static_cast<std::int64_t>(count_of(row, static_cast<std::int64_t>(next)));
+    segment.coefficients_index =
+        static_cast<std::int64_t>(count_index(row, static_cast<std::int64_t>(next)));
   }
   close_segment();
   return true;
 }
 
-// Notes where a tensor lies.
+// Stores the address of a tensor.
 void TensorTable::place(Segment& segment, Row& row, int role, const dlpack::TensorView& view) {
   segment.at[role] = address(view);
   row.sizes[role] = view.shape;
@@ -421,8 +359,8 @@ void TensorTable::place(Segment& segment, Row& row, int role, const dlpack::Tens
   }
 }
 
-// The device and the dtypes of the launch from those of its first row. Returns the first role that
-// no kernel takes so, or kRoles.
+// Takes the device and the dtypes of the launch from its first row. Returns the first role that no
+// kernel supports, or kRoles.
 int TensorTable::decide_types() {
   device_ = devices_[role::param];
   const bool complex = is_complex(dtypes_[role::param]);
@@ -452,39 +390,40 @@ int TensorTable::decide_types() {
   return kRoles;
 }
 
-// Where a group's step count stands in counts_; usually where it stood at the last step.
-std::size_t TensorTable::count_of(Row& row, std::int64_t step) {
+// The index of a group and step count in counts_; usually that of the last step.
+std::size_t TensorTable::count_index(Row& row, std::int64_t step) {
   const std::pair<std::size_t, std::int64_t> wanted{row.place.first, step};
-  if (!counts_.empty() && counts_.back() == wanted) return row.count = counts_.size() - 1;
-  if (row.count < counts_.size() && counts_[row.count] == wanted) return row.count;
-  if (row.count > counts_.size() || row.count == 0) {
+  if (!counts_.empty() && counts_.back() == wanted) return row.count_index = counts_.size() - 1;
+  if (row.count_index < counts_.size() && counts_[row.count_index] == wanted)
+    return row.count_index;
+  if (row.count_index > counts_.size() || row.count_index == 0) {
     const auto known = std::find(counts_.begin(), counts_.end(), wanted);
-    if (known != counts_.end()) return row.count = known - counts_.begin();
+    if (known != counts_.end()) return row.count_index = known - counts_.begin();
   }
   counts_.push_back(wanted);
-  return row.count = counts_.size() - 1;
+  return row.count_index = counts_.size() - 1;
 }
 
-// Whether the last segment begins where the one before it ends in every array, so that both are one
-// range.
+// Whether every array of the last segment begins at the end of the segment before it, so that both
+// can be one segment.
 bool TensorTable::is_continued() const {
   if (work_.counts_on_device || work_.segments.size() < 2) return false;
   const Segment& last = work_.segments.back();
   const Segment& before = *(&last - 1);
-  if (before.coefficients != last.coefficients) return false;
+  if (before.coefficients_index != last.coefficients_index) return false;
   for (int r = 0; r < kRoles; ++r) {
     if (kRoleKinds[r] == RoleKind::counter || !has_[r]) continue;
-    if (static_cast<char*>(before.at[r]) + before.numel * scalar_bytes(r) != last.at[r]) {
+    if (static_cast<char*>(before.at[r]) + before.numel * element_bytes(r) != last.at[r]) {
       return false;
     }
   }
   return true;
 }
 
-// Joins the last segment to the one before it, leaves it out if it is empty, or gives it its place.
+// Merges the last segment into the one before it, drops it if it is empty, or sets its `first`.
 void TensorTable::close_segment() {
   const std::int64_t numel = work_.segments.back().numel;
-  // The device counts also the steps of a parameter without elements.
+  // A device also counts the steps of parameters without elements.
   if (numel == 0 && !work_.counts_on_device) {
     work_.segments.pop_back();
     return;
@@ -509,7 +448,7 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
     const float* const overflow = number_on(device_, found_inf, "found_inf");
     scalars_ = {grad_scale, found_inf};
     for (Segment& segment : work_.segments) {
-      const std::size_t group = options.first_like(static_cast<std::size_t>(segment.options));
+      const std::size_t group = options.first_like(static_cast<std::size_t>(segment.options_index));
       if (slots[group] < 0) {
         slots[group] = static_cast<std::int64_t>(work_.options.size());
         DeviceOptions row = options.for_device(group, device_, capturing);
@@ -517,12 +456,13 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
         row.found_inf = overflow;
         work_.options.push_back(row);
       }
-      segment.options = slots[group];
+      segment.options_index = slots[group];
     }
     return;
   }
   const double scale = grad_scale.is_none() ? 1.0 : grad_scale.cast<double>();
-  std::vector<std::int64_t> steps(options.size(), 0);  // of the coefficients at slots[group]
+  std::vector<std::int64_t> steps(options.size(),
+                                  0);  // step count of the coefficients at slots[group]
   std::vector<std::int64_t> slot_of(counts_.size());
   for (std::size_t i = 0; i < counts_.size(); ++i) {
     const auto& [group, step] = counts_[i];
@@ -534,18 +474,19 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
     }
     slot_of[i] = slots[first];
   }
-  for (Segment& segment : work_.segments) segment.coefficients = slot_of[segment.coefficients];
+  for (Segment& segment : work_.segments)
+    segment.coefficients_index = slot_of[segment.coefficients_index];
 }
 
 const Work& TensorTable::start() {
-  // One list for all steps, which holds nothing between them.
+  // The list is kept between steps, filled with None.
   const auto count = static_cast<Py_ssize_t>(written_.size());
   if (py::len(list_) != written_.size()) list_ = py::list(written_.size());
   const auto fill = [&](const auto& item) {
     for (Py_ssize_t i = 0; i < count; ++i) PyList_SetItem(list_.ptr(), i, Py_NewRef(item(i)));
   };
   fill([&](Py_ssize_t i) { return written_[i]; });
-  PyObject* const done = PyObject_CallOneArg(interned().increment_version, list_.ptr());
+  PyObject* const done = PyObject_CallOneArg(torch_objects().increment_version, list_.ptr());
   fill([](Py_ssize_t) { return Py_None; });
   if (done == nullptr) throw py::error_already_set();
   Py_DECREF(done);
@@ -573,7 +514,7 @@ void TensorTable::release() {
   written_.clear();
   copied_.clear();
   scalars_.clear();
-  // Taken out first: to let go of a tensor may run Python code.
+  // Swapped out first: releasing a tensor can run Python code.
   std::vector<std::pair<PyObject*, PyObject*>> states;
   states.swap(states_);
   for (const auto& [param, state] : states) Py_DECREF(state);
@@ -587,93 +528,6 @@ void TensorTable::release() {
   }
   held.clear();
   if (held_.empty()) held_.swap(held);
-}
-
-Waiting::Waiting(const py::list& groups) {
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    sizes_.push_back(length_of(params_of(groups, g)));
-    for (std::size_t i = 0; i < sizes_.back(); ++i) places_.emplace_back(g, i);
-  }
-}
-
-std::optional<std::vector<Place>> Waiting::take(const py::list& groups) {
-  if (groups.size() != sizes_.size()) return std::nullopt;
-  for (std::size_t g = 0; g < sizes_.size(); ++g) {
-    if (length_of(params_of(groups, g)) != sizes_[g]) return std::nullopt;
-  }
-  std::vector<Place> taken;
-  const auto has_gradient = [&](const Place& place) {
-    PyObject* const params = params_of(groups, place.first);
-    PyObject* const param = PyList_GET_ITEM(params, static_cast<Py_ssize_t>(place.second));
-    return !gradient(param).is_none();
-  };
-  std::vector<Place> still;
-  for (const Place& place : places_) (has_gradient(place) ? taken : still).push_back(place);
-  if (!taken.empty()) places_ = std::move(still);
-  return taken;
-}
-
-void connect(const py::object& dense_copy) {
-  const py::module_ torch = py::module_::import("torch");
-  const py::object tensor = torch.attr("Tensor");
-  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-  const auto* api = static_cast<const dlpack::ExchangeApi*>(
-      PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
-  if (api == nullptr) throw py::error_already_set();
-  if (api->major != dlpack::kMajorVersion || api->view_from_object == nullptr) {
-    throw std::runtime_error("torch's DLPack exchange API has major version " +
-                             std::to_string(api->major) + ", expected " +
-                             std::to_string(dlpack::kMajorVersion));
-  }
-  Interned names{};
-  names.tensor_type = py::object(tensor).release().ptr();
-  names.parameter_type = py::object(torch.attr("nn").attr("Parameter")).release().ptr();
-  names.params = PyUnicode_InternFromString("params");
-  names.grad = PyUnicode_InternFromString("grad");
-  names.is_conj = PyUnicode_InternFromString("is_conj");
-  names.is_neg = PyUnicode_InternFromString("is_neg");
-  for (int r = 0; r < kRoles; ++r) names.roles[r] = PyUnicode_InternFromString(kRoleNames[r]);
-  names.dense_copy = py::object(dense_copy).release().ptr();
-  names.increment_version =
-      py::object(torch.attr("autograd").attr("graph").attr("increment_version")).release().ptr();
-  names.api = api;
-  the_interned = names;
-}
-
-py::object slice_of(const py::object& buffer, std::int64_t offset, std::vector<std::int64_t> shape,
-                    std::vector<std::int64_t> strides) {
-  struct Slice {
-    dlpack::ManagedTensor tensor;
-    py::object buffer;
-    std::vector<std::int64_t> shape, strides;
-  };
-  const Range range = contiguous_range(buffer, "buffer");
-  std::int64_t last = offset;
-  bool is_empty = false;
-  for (std::size_t d = 0; d < shape.size(); ++d) {
-    is_empty |= shape[d] == 0;
-    last += (shape[d] - 1) * strides.at(d);
-  }
-  if (offset < 0 || offset > range.numel || (!is_empty && last >= range.numel)) {
-    throw std::invalid_argument("the slice does not lie within its buffer");
-  }
-  auto slice = std::make_unique<Slice>(Slice{{}, buffer, std::move(shape), std::move(strides)});
-  slice->tensor = {dlpack::kMajorVersion,
-                   0,
-                   slice.get(),
-                   [](dlpack::ManagedTensor* self) {
-                     if (!Py_IsInitialized()) return;  // the process ends
-                     const py::gil_scoped_acquire gil;
-                     delete static_cast<Slice*>(self->context);
-                   },
-                   0,
-                   {static_cast<char*>(range.address) + offset * (range.dtype.bits / 8),
-                    range.device, static_cast<std::int32_t>(slice->shape.size()), range.dtype,
-                    slice->shape.data(), slice->strides.data(), 0}};
-  void* made = nullptr;
-  if (interned().api->object_from_owned(&slice->tensor, &made) != 0) throw py::error_already_set();
-  slice.release();  // now torch's
-  return py::reinterpret_steal<py::object>(static_cast<PyObject*>(made));
 }
 
 }  // namespace radam

@@ -1,4 +1,4 @@
-"""The compiled backends' raw surface; only radam_fused.backends and radam_fused.flat call it."""
+"""The interface of the compiled extension. Only this package calls it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,12 +59,12 @@ def cpu_step(
     table: TensorTable, threads: int, instruction_set: str, prefetch: bool | None = None
 ) -> None: ...
 
-# Only where the extension was built with CUDA.
+# Only if the extension was built with CUDA.
 cuda_architectures: str
 cuda_chunk: int
 
-def cuda_missing() -> str | None: ...
-def cuda_unusable(device: int) -> str | None: ...
+def cuda_unavailable() -> str | None: ...
+def cuda_unsupported(device: int) -> str | None: ...
 
 class CudaUpload:
     def __init__(self) -> None: ...

@@ -1,7 +1,10 @@
-"""Rectified Adam for PyTorch in one fused pass."""
+"""Rectified Adam (RAdam) for PyTorch in one fused pass: FusedRAdam and its parts."""
+
+import warnings
+from typing import Any
 
 from . import rectification
-from .flat import FlatBuffers
+from .flat import FlatGroup
 from .functional import radam_step_
 from .optimizer import FusedRAdam, Rectification
 from .presets import PRESETS
@@ -9,10 +12,17 @@ from .version import __version__
 
 __all__ = [
     "PRESETS",
-    "FlatBuffers",
+    "FlatGroup",
     "FusedRAdam",
     "Rectification",
     "__version__",
     "radam_step_",
     "rectification",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FlatBuffers":
+        warnings.warn("FlatBuffers is deprecated, use FlatGroup", DeprecationWarning, stacklevel=2)
+        return FlatGroup
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What this installation can do here, and why it cannot do the rest."""
+"""Prints which backends are available on this machine, and why the others are not."""
 
 import platform
 
@@ -21,10 +21,10 @@ def main() -> None:
     print(f"  instruction set  {chosen}")
     print(f"  CUDA             {architectures() or 'not built'}")
     print(f"  triton           {version() or 'none'}")
-    print("backends, in the order in which backend='auto' tries them")
+    print("backends, in the order of backend='auto'")
     for name, backend in backends.BACKENDS.items():
         reason = backend.unavailable()
-        print(f"  {name:<8} {'usable' if reason is None else 'not usable: ' + reason}")
+        print(f"  {name:<8} {'available' if reason is None else 'unavailable: ' + reason}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Parameters side by side in contiguous buffers."""
+"""Flat buffers: parameters, moments and gradients side by side in contiguous memory."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -7,23 +7,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .extension import _C, why_not
+from .extension import _C, unavailable_reason
 from .state import State, has_own_memory, is_dense
 
-__all__ = ["FlatBuffer", "FlatBuffers"]
+__all__ = ["FlatBuffer", "FlatGroup"]
 
 ALIGNMENT = 128  # bytes
 
 
 class Slot(NamedTuple):
-    """The place of one parameter.
+    """The position of one parameter in a buffer.
 
     Attributes:
-        name: The parameter's, as the layout is printed and in errors.
+        name: Name of the parameter in the printed layout and in error messages.
         param: The parameter.
         buffer: The buffer that holds it.
-        offset: Its first element's place in the buffer.
-        stride: Its memory order.
+        offset: Index of its first element in the buffer.
+        stride: Strides of the parameter.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Slot(NamedTuple):
     stride: tuple[int, ...]
 
     def slice(self, buffer: Tensor) -> Tensor:
-        """The part of a buffer at the parameter's place, as a tensor with its own storage."""
+        """The part of a buffer at this position, as a tensor with its own storage."""
         part: Tensor = _C.slice_of(buffer, self.offset, list(self.param.shape), list(self.stride))
         return part
 
     def is_at(self, tensor: Tensor, buffer: Tensor) -> bool:
-        """Whether a tensor is the part of a buffer at the parameter's place."""
+        """Whether a tensor is the part of a buffer at this position."""
         expected = buffer.data_ptr() + self.offset * buffer.element_size()
         return (
             tensor.device == buffer.device
@@ -48,7 +48,7 @@ class Slot(NamedTuple):
         )
 
     def holds(self, param: Tensor) -> bool:
-        """Whether this parameter still lies here."""
+        """Whether a parameter is the one of this slot and still lies here."""
         return param is self.param and self.is_at(param, self.buffer)
 
 
@@ -56,9 +56,9 @@ class FlatBuffer:
     """Parameters of one device and dtype in one contiguous tensor.
 
     Attributes:
-        data: The buffer, 1-d, zero between the parameters.
-        grad: A buffer of the same layout that holds the gradients, or None.
-        slots: The parameters in their order.
+        data: The 1-d buffer; zero between the parameters.
+        grad: A buffer with the same layout that holds the gradients, or None.
+        slots: The slots of the parameters, in order.
     """
 
     def __init__(self, members: Sequence[tuple[str, Tensor]]) -> None:
@@ -82,18 +82,18 @@ class FlatBuffer:
             slot.param.data = part
 
     def zeros(self, dtype: torch.dtype) -> Tensor:
-        """A new buffer of this layout, aligned and zero."""
+        """A new, aligned buffer of zeros with this layout."""
         unit = ALIGNMENT // dtype.itemsize
         memory = torch.zeros(self._size + unit, dtype=dtype, device=self._device)
         start = -memory.data_ptr() % ALIGNMENT // memory.element_size()
         return memory[start : start + self._size]
 
     def take_over(self, slot: Slot, state: State, names: Iterable[str]) -> None:
-        """Move a parameter's moments into buffers; each stays the same object.
+        """Move the moments of a parameter into buffers. Each moment stays the same object.
 
         Args:
-            slot: The parameter's.
-            state: Its state.
+            slot: Slot of the parameter.
+            state: State of the parameter.
             names: Keys of the moments in the state.
         """
         for name in names:
@@ -105,7 +105,7 @@ class FlatBuffer:
                 moment.data = slot.slice(buffer).copy_(moment)
 
     def flatten_gradients(self) -> None:
-        """Make the gradients parts of one buffer, keeping their values."""
+        """Move the gradients into one buffer, with their values."""
         self.grad = self.zeros(self.data.dtype)
         self._grads = [slot.slice(self.grad) for slot in self.slots]
         for slot, part in zip(self.slots, self._grads, strict=True):
@@ -114,7 +114,7 @@ class FlatBuffer:
         self._attach_gradients()
 
     def zero_gradients(self) -> None:
-        """Zero the gradients' buffer and attach gradients that were set to None again."""
+        """Zero the gradient buffer, and attach its parts where gradients were set to None."""
         if self.grad is not None:
             self.grad.zero_()
             self._attach_gradients()
@@ -122,35 +122,35 @@ class FlatBuffer:
     def _attach_gradients(self) -> None:
         for slot, part in zip(self.slots, self._grads, strict=True):
             if not slot.param.requires_grad:
-                slot.param.grad = None  # frozen: not to be stepped
+                slot.param.grad = None  # frozen: the step must skip it
             elif slot.param.grad is not part:
                 slot.param.grad = part
 
 
-class FlatBuffers:
-    """Moves parameters into contiguous buffers, one for each device and dtype.
+class FlatGroup:
+    """Moves parameters into contiguous buffers, one per device and dtype.
 
-    Each parameter keeps its shape, its memory order, its identity and a storage of its own, so the
-    module that owns it notices nothing; it begins at a multiple of 128 bytes. A parameter that is
-    listed more than once (tied) has one place. A parameter that is moved or re-pointed afterwards
-    (``.to()`` of another dtype or device, ``.data = ...``, ``share_memory_()``, ``resize_()``)
-    leaves its buffer; the next step raises an error that names it.
+    Each parameter keeps its shape, memory order, identity and its own storage, so its module works
+    as before. It begins at a multiple of 128 bytes. A parameter that is listed more than once
+    (tied) has one slot. A parameter that is moved or re-pointed later (``.to()`` another dtype or
+    device, ``.data = ...``, ``share_memory_()``, ``resize_()``) leaves its buffer; the next step
+    raises an error that names it.
 
     Args:
-        params: Parameters, or pairs of name and parameter as ``module.named_parameters()`` gives.
+        params: Parameters, or pairs of name and parameter as from ``module.named_parameters()``.
         gradients: Keep the gradients in buffers as well, see :meth:`flatten_gradients`.
 
     Attributes:
-        buffers: The buffers, in the order in which their device and dtype first appeared.
+        buffers: The buffers, in the order in which device and dtype first appear in params.
 
     Raises:
-        ValueError: A parameter does not fill a range of memory, or shares some with another one.
+        ValueError: A parameter is not dense, or overlaps another one in memory.
         TypeError: A parameter is a tensor subclass that keeps its memory in other tensors.
-        RuntimeError: The extension does not load; the message says why.
+        RuntimeError: The extension cannot be loaded; the message says why.
 
     Example:
         >>> model = torch.nn.Linear(4, 2)
-        >>> print(FlatBuffers(model.named_parameters()))
+        >>> print(FlatGroup(model.named_parameters()))
         cpu float32, 64 elements
           0..8  weight (2, 4)
           32..34  bias (2,)
@@ -159,8 +159,8 @@ class FlatBuffers:
     def __init__(
         self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, gradients: bool = False
     ) -> None:
-        if why_not is not None:
-            raise RuntimeError(f"flat buffers need the extension: {why_not}")
+        if unavailable_reason is not None:
+            raise RuntimeError(f"flat buffers need the extension: {unavailable_reason}")
         named: dict[int, tuple[str, Tensor]] = {}
         for i, item in enumerate(params):
             name, param = item if isinstance(item, tuple) else (f"parameter {i}", item)
@@ -180,35 +180,36 @@ class FlatBuffers:
             self.flatten_gradients()
 
     def flatten_gradients(self) -> None:
-        """Make the gradients parts of contiguous buffers, in which autograd then accumulates.
+        """Move the gradients into contiguous buffers, in which autograd then accumulates.
 
-        Parameters that need a gradient and have none get one of zeros, so a step moves their
-        moments too, as after ``zero_grad(set_to_none=False)``.
+        A parameter that requires a gradient and has none gets zeros, so a step changes its moments,
+        as after ``zero_grad(set_to_none=False)``.
 
-        Neighbours without padding between them are then one range of a step, but autograd no longer
-        hands over the tensors that it has computed: they are added to the buffer, which has to be
-        zeroed before. A gradient that is set to None stays outside until :meth:`zero_gradients`.
+        The step treats neighbours without padding as one range. Backward passes become slower:
+        autograd adds each gradient to the buffer, which must be zeroed first, instead of keeping
+        the tensor that it computed. A gradient that is set to None stays outside of the buffer
+        until :meth:`zero_gradients`.
         """
         with torch.no_grad():
             for buffer in self.buffers:
                 buffer.flatten_gradients()
 
     def zero_gradients(self) -> None:
-        """Zero the gradients' buffers, if there are any, and attach what was set to None again."""
+        """Zero the gradient buffers, and attach their parts where gradients were set to None."""
         with torch.no_grad():
             for buffer in self.buffers:
                 buffer.zero_gradients()
 
     @property
     def has_gradients(self) -> bool:
-        """Whether the gradients are kept in buffers."""
+        """Whether the gradients lie in buffers."""
         return any(buffer.grad is not None for buffer in self.buffers)
 
     def find(self, param: Tensor) -> tuple[FlatBuffer, Slot] | None:
-        """The buffer and the place of a parameter, or None.
+        """The buffer and the slot of a parameter, or None.
 
         Raises:
-            ValueError: It was moved or re-pointed; the message names it.
+            ValueError: The parameter was moved or re-pointed; the message names it.
         """
         found = self._places.get(id(param))
         if found is not None:
@@ -216,10 +217,10 @@ class FlatBuffers:
         return found
 
     def check(self) -> None:
-        """Raise where a parameter has left its buffer.
+        """Check that every parameter lies in its buffer.
 
         Raises:
-            ValueError: It was moved or re-pointed; the message names it.
+            ValueError: A parameter was moved or re-pointed; the message names it.
         """
         for buffer in self.buffers:
             for slot in buffer.slots:
@@ -236,7 +237,7 @@ class FlatBuffers:
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy makes its own buffers for the copied parameters.
+        # A copy makes new buffers for the copied parameters.
         named = [(slot.name, slot.param) for buffer in self.buffers for slot in buffer.slots]
         return _rebuild, (named, self.has_gradients)
 
@@ -245,20 +246,26 @@ def _check_slot(buffer: FlatBuffer, slot: Slot) -> None:
     if not slot.holds(slot.param):
         raise ValueError(
             f"{slot.name} no longer lies in its flat buffer, expected at element {slot.offset} of "
-            f"{len(buffer.data)} on {buffer.data.device}: it was moved or re-pointed after that "
-            "was made"
+            f"{len(buffer.data)} on {buffer.data.device}: it was moved or re-pointed after the "
+            "buffer was made"
         )
 
 
-def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatBuffers:
-    return FlatBuffers(named, gradients=gradients)
+def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatGroup:
+    return FlatGroup(named, gradients=gradients)
 
 
 def _check(param: Tensor, name: str) -> None:
     if not has_own_memory(param) or param.is_meta:
-        raise TypeError(f"{name} has no memory of its own, which a flat buffer could take over")
+        raise TypeError(
+            f"{name} is a {type(param).__name__} on {param.device} without its own memory, "
+            "expected a parameter that can move into a flat buffer"
+        )
     if not is_dense(param):
-        raise ValueError(f"{name} does not fill a range of memory, expected no gaps between rows")
+        raise ValueError(
+            f"{name} is not dense (strides {param.stride()} for shape {tuple(param.shape)}), "
+            "expected elements without gaps or overlaps"
+        )
 
 
 def _check_apart(named: Sequence[tuple[str, Tensor]]) -> None:
@@ -269,4 +276,4 @@ def _check_apart(named: Sequence[tuple[str, Tensor]]) -> None:
     )
     for (device, _, end, name), (next_device, start, _, next_name) in pairwise(ranges):
         if device == next_device and start < end:
-            raise ValueError(f"{next_name} shares memory with {name}, expected one parameter")
+            raise ValueError(f"{next_name} overlaps {name} in memory, expected separate parameters")

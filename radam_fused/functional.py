@@ -1,4 +1,4 @@
-"""The step as a function over lists of tensors."""
+"""radam_step_, the step as a function of lists of tensors."""
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
@@ -10,6 +10,7 @@ from torch import Tensor
 from . import backends
 from . import options as declared
 from .options import COEFFICIENTS, DEFAULTS, documents
+from .plan import Launches
 from .state import MOMENTS, check_grad, check_param, check_state
 
 __all__ = ["radam_step_"]
@@ -30,24 +31,26 @@ def radam_step_(
 ) -> None:
     """One step of Rectified Adam on lists of tensors, in place (arXiv 1908.03265, Algorithm 2).
 
-    Nothing is kept between calls; :class:`radam_fused.FusedRAdam` keeps that work from step to
-    step.
+    The function keeps nothing between calls. :class:`radam_fused.FusedRAdam` is faster, because it
+    keeps its plan.
 
     Args:
-        params: Parameters of float64, float32, bfloat16, float16, complex128 or complex64.
-        grads: Their gradients, only read.
-        exp_avgs: First moments, of the parameters' shapes; float32, or the parameter's dtype.
-        exp_avg_sqs: Second moments, of the same shapes and dtypes as the first.
-        state_steps: Steps taken before this one, a 0-d tensor for each parameter; 1 is added.
-        max_exp_avg_sqs: Running maxima of the second moments; given, the step is AMSGrad's.
+        params: Parameters: float64, float32, bfloat16, float16, complex128 or complex64.
+        grads: Gradients, one per parameter; they are only read.
+        exp_avgs: First moments, with the shapes of the parameters; float32 (float64, complex) or
+            the parameter's dtype.
+        exp_avg_sqs: Second moments, with the shapes and dtypes of the first moments.
+        state_steps: Step counters before this step, one 0-d tensor per parameter; the function adds
+            1 to each.
+        max_exp_avg_sqs: Running maxima of the second moments, for AMSGrad.
         backend: "auto", "cuda", "triton", "cpu" or "eager".
-        **options: Of the step, by the names and with the defaults of FusedRAdam.
+        **options: Options of the step, with the names and defaults of FusedRAdam.
         {options}
 
     Raises:
         ValueError: An argument is out of range, or a tensor does not fit its parameter.
-        TypeError: A parameter has an unsupported dtype, or there is no such option.
-        RuntimeError: A gradient is sparse, the named backend cannot step a parameter, or a CUDA
+        TypeError: A parameter has an unsupported dtype, or an option does not exist.
+        RuntimeError: A gradient is sparse, the named backend cannot update a parameter, or a CUDA
             graph is being captured.
     """
     for name in options:
@@ -57,8 +60,8 @@ def radam_step_(
     declared.check(group)
     if backends.is_capturing():
         raise RuntimeError(
-            "radam_step_ counts on the host, so every replay of a graph would repeat the same "
-            "step; capture FusedRAdam(capturable=True)"
+            "radam_step_ cannot be captured: it counts steps on the host, so every replay would "
+            "repeat one step. Capture FusedRAdam(capturable=True)"
         )
     lists: dict[str, Sequence[Tensor]] = {
         "step": state_steps,
@@ -71,7 +74,7 @@ def radam_step_(
         if len(tensors) != len(params):
             raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(params)}")
 
-    launches, states = backends.Launches(), {}
+    launches, states = Launches(), {}
     moments = [name for name in lists if name in MOMENTS]
     aliases = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -86,7 +89,7 @@ def radam_step_(
         alias.grad_dtype = None  # any floating dtype
         alias.grad = grad
         aliases.append((alias, backends.select(backend, param, name, False, False)))
-        # Others than the caller's tensors, which stay where they are.
+        # New tensor objects: a launch may change their data, but not the caller's tensors.
         states[alias] = {key: tensor.detach() for key, tensor in state.items()}
         states[alias]["step"] = states[alias]["step"].clone()
     group["params"] = [alias for alias, _ in aliases]
@@ -101,14 +104,16 @@ def radam_step_(
     launches.run(step)
     for i, (alias, _) in enumerate(aliases):
         for key in moments:
-            if states[alias][key].data_ptr() != lists[key][i].data_ptr():  # in another memory order
+            if (
+                states[alias][key].data_ptr() != lists[key][i].data_ptr()
+            ):  # converted to another memory order
                 lists[key][i].copy_(states[alias][key])
     for counter in state_steps:
         counter += 1
 
 
 def _with_options() -> Any:
-    """The signature of radam_step_, with every option that it takes."""
+    """The signature of radam_step_, with every option."""
     declared_here = signature(radam_step_)
     *before, _ = declared_here.parameters.values()
     named = [

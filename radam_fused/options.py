@@ -16,11 +16,11 @@ Group = Mapping[str, Any]
 
 
 class Feeds(Enum):
-    """What an option decides."""
+    """The part of a step that an option affects."""
 
-    COEFFICIENTS = "the numbers that a step computes with"
-    PLAN = "which launch steps a parameter"
-    STATE = "how the state of a parameter is made"
+    COEFFICIENTS = "the coefficients of the update"
+    PLAN = "the launch of a parameter"
+    STATE = "the creation of a parameter's state"
     NOTHING = "nothing"
 
 
@@ -30,13 +30,12 @@ class Option(NamedTuple):
     Attributes:
         name: Its key in a parameter group.
         default: Its default.
-        feeds: What it decides.
+        feeds: The part of a step that it affects.
         doc: Its documentation.
-        check: Returns the error message for a value that is out of range, given the whole group, or
-            None.
-        is_ours: Whether torch.optim.RAdam lacks it. A group holds such an option only where it is
-            not at its default, because torch.distributed.checkpoint exchanges state with
-            torch.optim.RAdam only if the keys of the groups are the same.
+        check: Returns the error message for a value, given the whole group; None if it is valid.
+        is_ours: Whether torch.optim.RAdam lacks it. A group holds such an option only if its value
+            is not the default: torch.distributed.checkpoint exchanges state with torch.optim.RAdam
+            only if the groups have the same keys.
     """
 
     name: str
@@ -69,7 +68,7 @@ def _check_weight_decay(decay: Any, _: Group) -> str | None:
 
 
 def _check_threshold(threshold: Any, group: Group) -> str | None:
-    # Where the variance that r_t divides by becomes finite.
+    # Below, the variance that r_t divides by is infinite.
     least = 2.0 if get(group, "exact_rectification") else 4.0
     if threshold >= least:
         return None
@@ -85,13 +84,13 @@ def _check_absolute(absolute: Any, group: Group) -> str | None:
 _NUMBERS, _PLAN = Feeds.COEFFICIENTS, Feeds.PLAN
 _torchs = partial(Option, is_ours=False)
 
-# torch's first, in the order of its groups.
+# First the options of torch.optim.RAdam, in the order of its groups.
 OPTIONS = (
     _torchs(
         "lr",
         1e-3,
         _NUMBERS,
-        "Learning rate, a number or a tensor of one element, which is read at every step.",
+        "Learning rate: a number, or a tensor of one element that every step reads.",
         _check_lr,
     ),
     _torchs(
@@ -104,61 +103,61 @@ OPTIONS = (
     _torchs("eps", 1e-8, _NUMBERS, "Term added to the denominator.", _check_eps),
     _torchs("weight_decay", 0, _NUMBERS, "Decay rate.", _check_weight_decay),
     _torchs("maximize", False, _NUMBERS, "Ascend instead of descend."),
-    _torchs("foreach", None, Feeds.NOTHING, "Accepted for compatibility with torch and ignored."),
+    _torchs("foreach", None, Feeds.NOTHING, "Ignored; accepted for compatibility with torch."),
     _torchs(
         "capturable",
         False,
         _PLAN,
-        "Count the steps on the device, so that a CUDA graph can capture a step. A replay sees new "
-        "gradients and, if it is a tensor on the device, a new learning rate; every other option "
-        "is as it was at the capture, as with torch's optimizers. Keep the optimizer as long as "
-        "the graph.",
+        "Count the steps on the device, so that a CUDA graph can capture a step. A replay "
+        "reads the values of the gradients and, if it is a tensor on the device, of the learning "
+        "rate. It uses the other options of the time of the capture, as with torch's optimizers. "
+        "Keep the optimizer as long as the graph.",
     ),
     _torchs(
         "decoupled_weight_decay",
         False,
         _NUMBERS,
-        "Multiply the parameter by ``1 - lr * weight_decay`` (as AdamW) instead of adding "
+        "Multiply the parameter by ``1 - lr * weight_decay`` as AdamW does, instead of adding "
         "``weight_decay`` times the parameter to the gradient (L2).",
     ),
     _torchs(
-        "differentiable", False, _PLAN, "Let autograd record the step; runs the eager backend."
+        "differentiable", False, _PLAN, "Let autograd record the step. Requires the eager backend."
     ),
     Option(
         "amsgrad",
         False,
         _PLAN,
-        "Divide by the root of the running maximum of the second moment (arXiv 1904.09237), kept "
-        "as ``max_exp_avg_sq``.",
+        "Divide by the root of the running maximum of the second moment (arXiv 1904.09237). The "
+        "state holds it as ``max_exp_avg_sq``.",
     ),
     Option(
         "rectify",
         True,
         _NUMBERS,
-        "Multiply the adaptive rate by r_t. False makes every step adaptive: with "
-        "``eps_after_bias_correction=True`` that is Adam, AdamW or AMSGrad.",
+        "Multiply the adaptive rate by r_t. False makes every step adaptive; with "
+        "``eps_after_bias_correction=True``, this is Adam, AdamW or AMSGrad.",
     ),
     Option(
         "rectify_threshold",
         5.0,
         _NUMBERS,
-        "A step is rectified where rho_t is greater; at least 4, with ``exact_rectification`` at "
-        "least 2.",
+        "A step is rectified if rho_t is greater. At least 4, or at least 2 with "
+        "``exact_rectification``.",
         _check_threshold,
     ),
     Option(
         "exact_rectification",
         False,
         _NUMBERS,
-        "Take r_t from the exact variance of the adaptive rate (Theorem 1), not from its "
-        "first-order approximation, which is 3.3 times too high at ``rho_t = 5``: the early "
-        "rectified steps are larger, and with a lower threshold they begin earlier.",
+        "Compute r_t from the exact variance of the adaptive rate (Theorem 1) instead of its "
+        "first-order approximation, which is 3.3 times too high at ``rho_t = 5``. Early rectified "
+        "steps become larger; with a lower threshold they begin earlier.",
     ),
     Option(
         "degenerated_to_sgd",
         True,
         _NUMBERS,
-        "Step by the bias-corrected momentum where not rectified; False takes no step there.",
+        "A step that is not rectified is SGD with bias-corrected momentum. False: it is skipped.",
     ),
     Option(
         "eps_after_bias_correction",
@@ -177,15 +176,15 @@ OPTIONS = (
         "decay_skipped_steps",
         True,
         _NUMBERS,
-        "Apply decoupled decay also where no step is taken.",
+        "Apply decoupled decay also in skipped steps.",
     ),
     Option(
         "moments_in_param_dtype",
         False,
         Feeds.STATE,
-        "Keep the moments of bfloat16 and float16 parameters in their dtype, as torch does. By "
-        "default they are float32: at ``betas[1]=0.999`` a bfloat16 second moment can no longer "
-        "decay. Loading a state_dict keeps the dtype that they were saved in.",
+        "Keep the moments of bfloat16 and float16 parameters in the parameter's dtype, as torch "
+        "does. By default they are float32: at ``betas[1]=0.999``, a bfloat16 second moment cannot "
+        "decay. A loaded state_dict keeps the dtype of its moments.",
     ),
 )
 
@@ -194,7 +193,7 @@ OURS = tuple(option.name for option in OPTIONS if option.is_ours)
 COEFFICIENTS = tuple(option.name for option in OPTIONS if option.feeds is Feeds.COEFFICIENTS)
 PLAN = tuple(option.name for option in OPTIONS if option.feeds is Feeds.PLAN)
 
-# The coefficients' options as a vector of float64; csrc/options.def has the same order.
+# The options of the coefficients as a vector of float64, in the order of csrc/options.def.
 OPTION_NAMES = (
     "lr",
     "beta1",
@@ -204,12 +203,12 @@ OPTION_NAMES = (
 
 
 def get(group: Group, name: str) -> Any:
-    """Value of an option in a group that may leave one of ours at its default."""
+    """The value of an option; the default if the group leaves it out."""
     return group[name] if name in group else DEFAULTS[name]
 
 
 def group_defaults(values: Group) -> dict[str, Any]:
-    """Options as a group holds them: torch's, and ours where they are not at their default."""
+    """The options that a group holds: those of torch, and those of ours without default value."""
     return {
         name: value
         for name, value in ((name, values[name]) for name in DEFAULTS)
@@ -218,7 +217,7 @@ def group_defaults(values: Group) -> dict[str, Any]:
 
 
 def check(group: Group) -> None:
-    """Check a group's options, with torch's messages where torch has one.
+    """Check the options of a group. Messages are those of torch where torch checks the option.
 
     Raises:
         ValueError: A value is out of range.
@@ -230,14 +229,14 @@ def check(group: Group) -> None:
 
 
 def planned(group: Group) -> tuple[Any, ...]:
-    """The options that decide which launch steps a parameter."""
+    """The values of the options that determine the launch of a parameter."""
     return tuple(get(group, name) for name in PLAN)
 
 
 def coefficient_arguments(group: Group) -> dict[str, Any]:
-    """Arguments of :func:`radam_fused.rectification.coefficients` from a group.
+    """The arguments of :func:`radam_fused.rectification.coefficients` from a group.
 
-    A tensor learning rate becomes a number, or a float64 tensor where the step is differentiable.
+    A tensor learning rate becomes a number, or a float64 tensor if the step is differentiable.
     """
     arguments = {name: get(group, name) for name in COEFFICIENTS}
     lr = arguments["lr"]
@@ -247,7 +246,7 @@ def coefficient_arguments(group: Group) -> dict[str, Any]:
 
 
 def _stacklevel_of_user() -> int:
-    """Frames between the caller of this function and the first that is neither torch's nor ours."""
+    """The stacklevel of the first caller outside of torch and this package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in (__package__, "torch"):
         frame, level = frame.f_back, level + 1
@@ -255,13 +254,13 @@ def _stacklevel_of_user() -> int:
 
 
 def warn_if_never_rectified(group: Group) -> None:
-    """Warn where ``betas[1]`` is so small that no step is ever rectified."""
+    """Warn if ``betas[1]`` is so small that no step is rectified."""
     beta2, threshold = group["betas"][1], get(group, "rectify_threshold")
     if get(group, "rectify") and rho_inf(beta2) <= threshold:
         fallback = "SGD with momentum" if get(group, "degenerated_to_sgd") else "skipped"
         warnings.warn(
-            f"no step is ever rectified: betas[1]={beta2} gives rho_inf={rho_inf(beta2):.4g}, not "
-            f"above the threshold of {threshold:.4g}; every step is {fallback}",
+            f"no step is ever rectified: betas[1]={beta2} gives rho_inf={rho_inf(beta2):.4g}, "
+            f"expected more than rectify_threshold={threshold:.4g}; every step is {fallback}",
             stacklevel=_stacklevel_of_user(),
         )
 
@@ -270,7 +269,7 @@ Documented = TypeVar("Documented")
 
 
 def documents(names: Sequence[str]) -> Callable[[Documented], Documented]:
-    """A decorator that writes the documentation of options where a docstring says ``{options}``."""
+    """A decorator that replaces ``{options}`` in a docstring by the documentation of options."""
 
     def document(documented: Documented) -> Documented:
         text = documented.__doc__

@@ -1,8 +1,8 @@
-"""Keyword sets that reproduce the RAdam of other libraries.
+"""Options that reproduce the RAdam of other libraries.
 
-What differs between them is the threshold and its comparison, what happens before it, the kind of
-weight decay and the place of eps. Learning rate and decay rate are left to the caller, and so are
-other libraries' own defaults except where they differ from torch's.
+The libraries differ in the threshold and its comparison, in the steps before it, in the kind of
+weight decay and in the place of eps. A preset sets these, and the defaults that differ from
+torch.optim.RAdam; it does not set the learning rate and the weight decay.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "eps_after_bias_correction": True,
     },
     "optax": {"rectify_threshold": _FROM_FIVE, "eps_after_bias_correction": True},
-    # The paper has no eps: one that is lost in every nonzero root only keeps 0 / 0 out.
+    # The paper has no eps. This one vanishes in every nonzero root and only prevents 0 / 0.
     "paper": {"rectify_threshold": 4.0, "eps": 2.0**-126},
 }
 

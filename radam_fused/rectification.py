@@ -1,10 +1,11 @@
-"""The rectification term and the coefficients of one step, in float64 on the host.
+"""The rectification term and the coefficients of a step, in float64 on the host.
 
 Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv 1908.03265,
-sections 3 and 4 and Algorithm 2. Powers are taken by repeated squaring, so that a device can repeat
-the same bits without a mathematical library.
+sections 3 and 4 and Algorithm 2. Powers are computed by repeated squaring: a device gets the same
+bits without a mathematical library.
 """
 
+import warnings
 from enum import IntEnum
 from functools import lru_cache
 from math import sqrt
@@ -14,15 +15,15 @@ __all__ = [
     "Coefficients",
     "Update",
     "coefficients",
-    "rectification",
-    "rho",
+    "r_t",
     "rho_inf",
+    "rho_t",
     "variance",
 ]
 
 
 class Update(IntEnum):
-    """What one step does to the parameter, as csrc/radam_math.h numbers it."""
+    """The kind of an update, with the numbers of Update in csrc/radam_math.h."""
 
     NONE = 0
     MOMENTUM = 1
@@ -30,18 +31,18 @@ class Update(IntEnum):
 
 
 class Coefficients(NamedTuple):
-    """The numbers that one step needs, uniform over all parameters with the same step count.
+    """The coefficients of a step, the same for all parameters with the same step count.
 
     Attributes:
-        grad_mul: Factor on the gradient: -1 to maximize, over the gradient's scale.
-        l2: Weight of the parameter in the gradient (L2 decay), 0 for none.
-        decay: Factor on the parameter (decoupled decay), 1 for none.
+        grad_mul: Factor of the gradient: 1, or -1 to maximize, divided by the gradient's scale.
+        l2: Factor of the parameter in the gradient (L2 decay); 0 for none.
+        decay: Factor of the parameter (decoupled decay); 1 for none.
         one_minus_beta1: Weight of the gradient in ``exp_avg``.
-        beta2: Weight of the past in ``exp_avg_sq``.
+        beta2: Weight of the previous value in ``exp_avg_sq``.
         one_minus_beta2: Weight of the squared gradient in ``exp_avg_sq``.
-        step_size: Learning rate with the bias corrections and r_t folded in.
-        eps: Added to the root of ``exp_avg_sq``.
-        update: What happens to the parameter.
+        step_size: Learning rate times the bias corrections and r_t.
+        eps: Term added to the root of ``exp_avg_sq``.
+        update: Kind of the update.
     """
 
     grad_mul: float
@@ -55,12 +56,12 @@ class Coefficients(NamedTuple):
     update: Update
 
 
-@lru_cache(maxsize=16)  # a step asks for the same sums more than once
+@lru_cache(maxsize=16)  # a step needs the same sums more than once
 def _geometric(beta: float, count: int) -> tuple[float, float]:
-    """The sums of beta^k and of (k + 1) beta^k over k < count, by doubling.
+    """The sums of beta^k and of (k + 1) beta^k for k < count, by doubling.
 
-    All terms are positive, so nothing cancels: 1 - beta^t taken as (1 - beta) times the first sum
-    keeps its digits however near beta is to 1.
+    All terms are positive, so no digits cancel. 1 - beta^t, computed as (1 - beta) times the first
+    sum, is accurate for any beta, however near to 1.
     """
     n, power, total, weighted = 0, 1.0, 0.0, 0.0
     for bit in f"{count:b}":
@@ -92,24 +93,24 @@ def rho_inf(beta2: float) -> float:
     return 2.0 / (1.0 - beta2) - 1.0
 
 
-def rho(step: int, beta2: float) -> float:
+def rho_t(step: int, beta2: float) -> float:
     """Length of the approximated simple moving average at a step.
 
     arXiv 1908.03265, section 4.1: ``rho_inf - 2 t beta2^t / (1 - beta2^t)``. It is 1 at the first
-    step and grows towards ``rho_inf``. That difference cancels up to ten digits in float64;
-    computed is the centre of mass that it stands for, ``2 sum_k (k + 1) beta2^k / sum_k beta2^k -
-    1`` over k < t, which is the same number and keeps all but a digit or two.
+    step and grows towards ``rho_inf``. In float64, this difference loses up to ten digits to
+    cancellation. The function computes the equal expression
+    ``2 sum_k (k + 1) beta2^k / sum_k beta2^k - 1`` for k < t, which loses one or two digits.
 
     Args:
-        step: Number of steps taken, this one included (t >= 1).
+        step: Step count t, including this step (t >= 1).
         beta2: Decay rate of the second moment, in [0, 1).
     """
     total, weighted = _geometric(beta2, step)
-    # Never above its limit by a rounding: r_t would pass 1, and beta2 = 2/3 would rectify.
+    # A rounding error must not lift it above its limit: r_t would pass 1, or beta2 = 2/3 rectify.
     return min(2.0 * weighted / total - 1.0, rho_inf(beta2))
 
 
-# c_7 to c_1 of z (gamma(z + 1/4) / gamma(z + 3/4))^2 = 1 - sum_k c_k / (4 z)^(2 k), all exact.
+# c_7 to c_1 of z (gamma(z + 1/4) / gamma(z + 3/4))^2 = 1 - sum_k c_k / (4 z)^(2 k); exact values.
 _SERIES = (
     29412432709.0 / 2048.0,
     -233526463.0 / 1024.0,
@@ -119,13 +120,13 @@ _SERIES = (
     -11.0 / 8.0,
     1.0 / 2.0,
 )
-_SHIFTS = 8  # with seven terms the error is that of float64 down to rho = 2
+_SHIFTS = 8  # with seven terms, accurate to float64 for every rho above 2
 
 
-@lru_cache(maxsize=16)  # every step asks for that at rho_inf
+@lru_cache(maxsize=16)  # every step needs the variance at rho_inf
 def _exact_variance(rho: float) -> float:
-    # Var / rho at rho + 16 by the series, where the two terms of the theorem no longer cancel; from
-    # there down by gamma(x + 1) = x gamma(x), a recurrence whose terms are all positive.
+    # The series is accurate at rho + 16 and gives Var / rho there; gamma(x + 1) = x gamma(x) leads
+    # down to rho in steps of 2, by a recurrence with positive terms only.
     y = 2.0 * (rho + 2.0 * _SHIFTS) - 3.0
     w = 1.0 / (y * y)
     rest = 0.0
@@ -142,14 +143,15 @@ def variance(rho: float, exact: bool = False) -> float:
     """Variance of the adaptive learning rate over gradients from N(0, 1).
 
     The adaptive rate is the inverse root of the mean of ``rho`` squared gradients. Its variance is
-    infinite up to ``rho = 2``.
+    infinite for ``rho`` up to 2.
 
     Args:
-        rho: Length of the simple moving average; above 4, where ``exact`` above 2.
-        exact: arXiv 1908.03265, Theorem 1, ``rho / (rho - 2) - rho 2^(2 rho - 5) B^2 / pi`` with
-            the Beta function ``B((rho - 1) / 2, (rho - 1) / 2)``. That difference cancels; taken
-            instead are the asymptotic series of the quotient of two gamma functions (DLMF 5.11.14)
-            and their recurrence, which keep all digits. Otherwise the first-order approximation,
+        rho: Length of the simple moving average; above 4, or above 2 if ``exact``.
+        exact: Whether to use the exact variance of arXiv 1908.03265, Theorem 1,
+            ``rho / (rho - 2) - rho 2^(2 rho - 5) B^2 / pi`` with the Beta function
+            ``B((rho - 1) / 2, (rho - 1) / 2)``. Because this difference loses digits to
+            cancellation, the function evaluates the asymptotic series of the quotient of two gamma
+            functions (DLMF 5.11.14) and their recurrence. False: the first-order approximation
             ``rho / (2 (rho - 2) (rho - 4))``.
     """
     if exact:
@@ -157,24 +159,24 @@ def variance(rho: float, exact: bool = False) -> float:
     return rho / (2.0 * (rho - 2.0) * (rho - 4.0))
 
 
-def rectification(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
-    """Rectification term r_t of the adaptive learning rate, 0 where the step is not rectified.
+def r_t(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
+    """Rectification term of the adaptive learning rate; 0 if the step is not rectified.
 
-    arXiv 1908.03265, section 4.3 and Algorithm 2: the root of the variance at ``rho_inf`` over that
-    at ``rho_t``, by default with the first-order approximation of both,
+    arXiv 1908.03265, section 4.3 and Algorithm 2: the square root of the variance at ``rho_inf``
+    divided by the variance at ``rho_t``. With the first-order approximation of both, this is
     ``sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))``.
 
     Args:
-        step: Number of steps taken, this one included (t >= 1).
+        step: Step count t, including this step (t >= 1).
         beta2: Decay rate of the second moment, in [0, 1).
-        threshold: The step is rectified where rho_t is greater; at least 4, where ``exact`` at
-            least 2, below which the variance that r_t divides by is not finite.
-        exact: Take the exact variance.
+        threshold: The step is rectified if rho_t is greater. At least 4, or at least 2 if
+            ``exact``; the variance is infinite below.
+        exact: Whether to use the exact variance.
     """
-    rho_t = rho(step, beta2)
-    if not rho_t > threshold:
+    rho = rho_t(step, beta2)
+    if not rho > threshold:
         return 0.0
-    return sqrt(variance(rho_inf(beta2), exact) / variance(rho_t, exact))
+    return sqrt(variance(rho_inf(beta2), exact) / variance(rho, exact))
 
 
 def coefficients(
@@ -195,34 +197,34 @@ def coefficients(
     decay_skipped_steps: bool,
     grad_scale: float = 1.0,
 ) -> Coefficients:
-    """Coefficients of step number ``step`` (arXiv 1908.03265, Algorithm 2).
+    """The coefficients of a step (arXiv 1908.03265, Algorithm 2).
 
     Args:
-        step: Number of steps taken, this one included (t >= 1).
-        lr: Learning rate; a 0-d float64 tensor keeps the step differentiable in it.
+        step: Step count t, including this step (t >= 1).
+        lr: Learning rate. With a 0-d float64 tensor, the step is differentiable in it.
         betas: Decay rates of the moments.
         eps: Term added to the denominator.
         weight_decay: Decay rate.
         decoupled_weight_decay: Scale the parameter instead of adding to the gradient.
-        maximize: Ascend.
-        rectify: Multiply the adaptive rate by r_t; if not, every step is adaptive (Adam).
-        rectify_threshold: Rectified where rho_t is greater.
-        exact_rectification: Take r_t from the exact variance.
-        degenerated_to_sgd: Step by the momentum where not rectified, instead of not at all.
-        eps_after_bias_correction: Add eps to the root of the corrected second moment.
-        absolute_weight_decay: Decoupled decay by ``1 - weight_decay``, whatever the learning rate.
-        decay_skipped_steps: Apply decoupled decay also where the parameter takes no step.
-        grad_scale: Factor by which the gradients are too large (that of a gradient scaler).
+        maximize: Ascend instead of descend.
+        rectify: Multiply the adaptive rate by r_t. False: every step is adaptive (Adam).
+        rectify_threshold: A step is rectified if rho_t is greater.
+        exact_rectification: Compute r_t from the exact variance.
+        degenerated_to_sgd: A step that is not rectified is SGD with momentum. False: it is skipped.
+        eps_after_bias_correction: Add eps to the root of the bias-corrected second moment.
+        absolute_weight_decay: Decoupled decay by ``1 - weight_decay``, independent of lr.
+        decay_skipped_steps: Apply decoupled decay also in skipped steps.
+        grad_scale: Factor that the gradients were multiplied by, for example by a gradient scaler.
     """
     beta1, beta2 = betas
     correction1 = _bias_correction(beta1, step)
     root_correction2 = sqrt(_bias_correction(beta2, step))
 
-    r_t = 1.0
+    rate = 1.0
     if rectify:
-        r_t = rectification(step, beta2, rectify_threshold, exact_rectification)
-    if r_t > 0.0:
-        update, step_size = Update.RECTIFIED, lr * r_t * root_correction2 / correction1
+        rate = r_t(step, beta2, rectify_threshold, exact_rectification)
+    if rate > 0.0:
+        update, step_size = Update.RECTIFIED, lr * rate * root_correction2 / correction1
     elif degenerated_to_sgd:
         update, step_size = Update.MOMENTUM, lr / correction1
     else:
@@ -243,3 +245,15 @@ def coefficients(
         eps=eps * root_correction2 if eps_after_bias_correction else eps,
         update=update,
     )
+
+
+def rho(step: int, beta2: float) -> float:
+    """Deprecated name of :func:`rho_t`."""
+    warnings.warn("rho is deprecated, use rho_t", DeprecationWarning, stacklevel=2)
+    return rho_t(step, beta2)
+
+
+def rectification(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
+    """Deprecated name of :func:`r_t`."""
+    warnings.warn("rectification is deprecated, use r_t", DeprecationWarning, stacklevel=2)
+    return r_t(step, beta2, threshold, exact)

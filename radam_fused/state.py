@@ -22,9 +22,9 @@ class Field(NamedTuple):
 
     Attributes:
         name: Its key, and its role in csrc/roles.def.
-        is_moment: Whether it has the parameter's shape and device, and a moment's dtype; otherwise
-            it is the step count, one number.
-        option: The option that it needs, or None.
+        is_moment: Whether it is a moment, with the shape and device of the parameter; otherwise it
+            is the step counter.
+        option: The option that requires it, or None if every state has it.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Field(NamedTuple):
     option: str | None = None
 
 
-# In torch's order.
+# In the order of torch.optim.RAdam.
 STATE = (
     Field("step", is_moment=False),
     Field("exp_avg"),
@@ -43,16 +43,16 @@ STATE = (
 MOMENTS = tuple(field.name for field in STATE if field.is_moment)
 REQUIRED = tuple(field.name for field in STATE if field.option is None)
 
-# The tensors of a row in a table of segments, in their order.
+# The tensors of a segment, in the order of csrc/roles.def.
 ROLES = ("param", "grad", *(field.name for field in STATE))
 
-# Small moments lie side by side, up to 1 MB together, and so do step counts: a step finds them
-# sooner in memory. That memory is freed with the last of them.
-SMALL = 65536  # elements
-ARENA = 1024 * 1024  # bytes
-LINE = 256  # bytes, to whose multiples each is padded
+# Small moments share blocks of memory, and so do step counters: a step then reads memory in order.
+# A block is freed with the last tensor in it.
+SMALL = 65536  # elements of the largest small moment
+ARENA = 1024 * 1024  # bytes per block
+LINE = 256  # bytes; each moment begins at a multiple
 
-# The dtype of the update for each dtype of a parameter; complex numbers are two reals.
+# The dtype of the update for each dtype of a parameter.
 _ARITHMETIC = {
     torch.float64: torch.float64,
     torch.float32: torch.float32,
@@ -64,27 +64,27 @@ _ARITHMETIC = {
 
 
 def fields(group: Group) -> tuple[Field, ...]:
-    """The tensors of a state under a group's options."""
+    """The state tensors that the options of a group require."""
     return tuple(field for field in STATE if field.option is None or get(group, field.option))
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
-    """The dtype in which the parameter is updated, and in which its moments are kept by default."""
+    """The dtype of a parameter's update and, by default, of its moments."""
     return _ARITHMETIC[param.dtype]
 
 
 def counter_dtype() -> torch.dtype:
-    """float32, or float64 if that is the default dtype; bfloat16 would stop counting at 256."""
+    """float32, or float64 if that is the default dtype. bfloat16 would stop at 256."""
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
 def has_own_memory(tensor: Tensor) -> bool:
-    """Whether the tensor is plain memory, not a subclass that wraps other tensors (as DTensor)."""
+    """Whether a tensor has memory, unlike a subclass that wraps other tensors, such as DTensor."""
     return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one range of memory, each place once, in whatever order."""
+    """Whether the elements fill one range of memory without gaps or overlaps, in any order."""
     return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 
 
@@ -93,7 +93,7 @@ def check_param(param: Tensor, name: str) -> None:
 
     Raises:
         TypeError: The dtype is none of float64, float32, bfloat16, float16, complex128, complex64.
-        ValueError: The layout is not strided, or elements share memory.
+        ValueError: The layout is not strided, or several elements share memory.
     """
     if param.dtype not in _ARITHMETIC:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ARITHMETIC)
@@ -103,7 +103,10 @@ def check_param(param: Tensor, name: str) -> None:
     if any(
         stride == 0 and size > 1 for size, stride in zip(param.shape, param.stride(), strict=True)
     ):
-        raise ValueError(f"{name} is expanded: several of its elements share one place in memory")
+        raise ValueError(
+            f"{name} is expanded (strides {param.stride()} for shape {tuple(param.shape)}), "
+            "expected no elements that share memory"
+        )
 
 
 def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
@@ -111,7 +114,7 @@ def check_grad(param: Tensor, grad: Tensor, name: str) -> None:
 
     Raises:
         RuntimeError: The gradient is sparse.
-        ValueError: Its device, shape or kind of number differs from the parameter's.
+        ValueError: Its device or shape differs from the parameter's, or only one is complex.
     """
     if grad.layout != torch.strided:
         raise RuntimeError(f"RAdam does not support sparse gradients: gradient of {name}")
@@ -129,12 +132,12 @@ def check_state(param: Tensor, state: State, name: str) -> None:
     """Check a state against its parameter.
 
     Raises:
-        KeyError: An entry is missing.
-        ValueError: An entry differs in device, shape or dtype from what the parameter needs.
+        KeyError: A tensor is missing.
+        ValueError: A tensor has another device, shape or dtype than the parameter requires.
     """
     for key in REQUIRED:
         if key not in state:
-            raise KeyError(f"state of {name} has no {key!r}")
+            raise KeyError(f"state of {name} has no {key!r}, expected {', '.join(REQUIRED)}")
     step = state["step"]
     if isinstance(step, Tensor) and step.numel() != 1:
         raise ValueError(f"step of {name} has shape {tuple(step.shape)}, expected one number")
@@ -153,7 +156,7 @@ def check_state(param: Tensor, state: State, name: str) -> None:
             raise ValueError(
                 f"{key} of {name} has dtype {moment.dtype}, expected {expected_dtypes[0]}"
             )
-        expected_dtypes = (moment.dtype,)  # the kernels take moments of one dtype
+        expected_dtypes = (moment.dtype,)  # all moments must have the same dtype
 
 
 class New(NamedTuple):
@@ -163,8 +166,8 @@ class New(NamedTuple):
         param: The parameter.
         state: Its state.
         group: Its group.
-        names: The tensors that its state has to have.
-        counter_device: Where its steps are counted.
+        names: Names of the tensors that the state needs.
+        counter_device: Device of the step counter.
     """
 
     param: Tensor
@@ -174,7 +177,7 @@ class New(NamedTuple):
     counter_device: torch.device
 
     def moment_dtype(self) -> torch.dtype:
-        """The dtype of new moments: that of the moments that are there."""
+        """The dtype of new moments: the dtype of existing moments, if there are any."""
         if "exp_avg" in self.state:
             dtype: torch.dtype = self.state["exp_avg"].dtype
             return dtype
@@ -183,10 +186,10 @@ class New(NamedTuple):
 
 
 def complete_states(new: Sequence[New]) -> None:
-    """Add what states lack under their groups' options: before the first step, everything.
+    """Add the tensors that states lack.
 
-    A moment is zeros of the parameter's shape, device and, if it has no gaps, memory order. Each
-    tensor has a storage of its own.
+    A new moment is zero and has the shape, device and, if the parameter is dense, memory order of
+    the parameter. Each tensor has its own storage.
     """
     lacking = [member for member in new if not all(name in member.state for name in member.names)]
     small = [_is_small(member.param) for member in lacking]
@@ -206,7 +209,7 @@ def complete_states(new: Sequence[New]) -> None:
 
 
 def _is_small(param: Tensor) -> bool:
-    """Whether new moments of a parameter are to share memory with others."""
+    """Whether new moments of a parameter go into a shared block of memory."""
     return (
         _C is not None
         and param.numel() <= SMALL
@@ -216,10 +219,10 @@ def _is_small(param: Tensor) -> bool:
     )
 
 
-def add_counters(counts: Sequence[tuple[State, float, torch.device, torch.dtype]]) -> None:
-    """Give states a step count each, with a value, on a device and of a dtype."""
+def add_counters(counters: Sequence[tuple[State, float, torch.device, torch.dtype]]) -> None:
+    """Add a step counter to each state, given its value, device and dtype."""
     by_kind = defaultdict(list)
-    for state, count, device, dtype in counts:
+    for state, count, device, dtype in counters:
         by_kind[device, dtype].append((state, count))
     for (device, dtype), members in by_kind.items():
         steps = torch.tensor([count for _, count in members], dtype=dtype, device=device)
@@ -240,7 +243,7 @@ def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
     for (device, dtype), members in small.items():
         sizes = [-(-m.param.numel() * dtype.itemsize // LINE) * LINE for m in members]
         ends = list(accumulate(sizes))
-        first = 0  # of those that share memory
+        first = 0  # first member of a block
         while first < len(members):
             start = ends[first] - sizes[first]
             end = bisect(ends, start + ARENA)
@@ -254,8 +257,8 @@ def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
             first = end
 
 
-def place_counter(state: State, device: torch.device) -> None:
-    """Move the step count to a device where it is not there; the tensor stays the same object."""
+def move_counter(state: State, device: torch.device) -> None:
+    """Move the step counter to a device. The tensor stays the same object."""
     step = state["step"]
     if not isinstance(step, Tensor):
         state["step"] = torch.tensor(float(step), dtype=counter_dtype(), device=device)
@@ -266,7 +269,7 @@ def place_counter(state: State, device: torch.device) -> None:
 
 
 def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
-    """Bring moments into the parameter's memory order, as a checkpoint may have another.
+    """Convert moments to the parameter's memory order; a checkpoint can have another one.
 
     Each moment stays the same object.
     """
@@ -280,7 +283,39 @@ def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
         if expected is None:
             expected = torch.empty_like(param, device="meta").stride()
         strides = zip(moment.shape, moment.stride(), expected, strict=True)
-        # The stride of a single element is never used.
+        # A dimension of size 1 can have any stride.
         if is_lazy or any(n > 1 and a != b for n, a, b in strides):
             moved = torch.empty_like(param, dtype=moment.dtype)
             moment.data = moved.copy_(moment)
+
+
+def restore_loaded(
+    groups: Sequence[dict[str, Any]], states: dict[Tensor, Any], state_dict: dict[str, Any]
+) -> None:
+    """Undo two effects of torch's load_state_dict on a state.
+
+    torch casts the moments of 16-bit parameters to the parameter's dtype. It also shares the step
+    counters with the state_dict, so that the optimizer it came from would go on changing them.
+
+    Args:
+        groups: The parameter groups, after loading.
+        states: The state, after loading.
+        state_dict: The state_dict that was loaded.
+    """
+    shared = []
+    for group, saved_group in zip(groups, state_dict["param_groups"], strict=True):
+        for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
+            saved = state_dict["state"].get(saved_id, {})
+            state = states.get(param, {})
+            step = state.get("step")
+            if isinstance(step, Tensor) and step is saved.get("step"):
+                dtype = step.dtype if step.dtype.itemsize >= 4 else counter_dtype()
+                shared.append((state, float(step), step.device, dtype))
+            if param.dtype.itemsize > 2:
+                continue
+            for key in MOMENTS:
+                if key in saved:
+                    dtype = saved[key].dtype
+                    kept = dtype if dtype == param.dtype else arithmetic_dtype(param)
+                    state[key] = saved[key].to(device=param.device, dtype=kept)
+    add_counters(shared)

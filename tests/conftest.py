@@ -1,17 +1,21 @@
+"""Fixtures: backends, instruction sets, and the marker of slow tests."""
+
+import re
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 
-from .harness.backends import ENGINES, CudaGrid
+from .harness.backends import DEVICE_BACKENDS, CudaGrid
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
 
-ON_THE_HOST = ["cuda-grid", "triton-ptx"]
+HOST_BACKENDS = ["cuda-grid", "triton-ptx"]
 
 
 @pytest.fixture(autouse=True)
@@ -19,45 +23,62 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "eager", *ON_THE_HOST])
+@pytest.fixture(params=["cpu", "eager", *HOST_BACKENDS])
 def backend(request, monkeypatch):
-    """Every backend, those for devices on the host."""
-    if request.param in ENGINES:
-        return ENGINES[request.param](monkeypatch).backend
+    """The name of every backend; the device backends run on the host."""
+    if request.param in DEVICE_BACKENDS:
+        return DEVICE_BACKENDS[request.param](monkeypatch).name
     return request.param
 
 
+BEST_SET, *OTHER_SETS = instruction_sets()
+
+
 @pytest.fixture(
-    params=[*((name, False) for name in instruction_sets()), (instruction_sets()[0], True)],
+    params=[
+        (BEST_SET, False),
+        *(
+            pytest.param((name, False), marks=[pytest.mark.slow] * (name != "baseline"))
+            for name in OTHER_SETS
+        ),
+        pytest.param((BEST_SET, True), marks=pytest.mark.slow),
+    ],
     ids=lambda param: f"{param[0]}{'-prefetch' * param[1]}",
 )
 def instruction_set(request, monkeypatch):
-    """Every build of the CPU kernel that this machine runs, the best one with prefetches too."""
+    """Every build of the CPU kernel that this machine can run; the best one also with prefetch."""
     name, prefetch = request.param
     monkeypatch.setattr(CpuLaunch, "instruction_set", name)
     monkeypatch.setattr(CpuLaunch, "prefetch", prefetch)
     return name
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request, monkeypatch):
-    """A backend for devices: on the host, and on a GPU where there is one."""
-    return ENGINES[request.param](monkeypatch)
+@pytest.fixture(params=DEVICE_BACKENDS)
+def device_backend(request, monkeypatch):
+    """Every device backend: on the host, and on a GPU if there is one."""
+    return DEVICE_BACKENDS[request.param](monkeypatch)
 
 
 @pytest.fixture(params=["cuda-gpu", "triton-gpu"])
 def gpu(request, monkeypatch):
-    """A backend on a GPU, where there is one."""
-    return ENGINES[request.param](monkeypatch)
+    """Every device backend on a GPU, if there is one."""
+    return DEVICE_BACKENDS[request.param](monkeypatch)
 
 
-@pytest.fixture(params=ON_THE_HOST)
-def host_engine(request, monkeypatch):
-    """A backend for devices on the host."""
-    return ENGINES[request.param](monkeypatch)
+@pytest.fixture(params=HOST_BACKENDS)
+def host_backend(request, monkeypatch):
+    """Every device backend on the host."""
+    return DEVICE_BACKENDS[request.param](monkeypatch)
 
 
 @pytest.fixture
 def grid(monkeypatch):
-    """The CUDA backend's grid on the host."""
+    """The CUDA backend on the host grid."""
     return CudaGrid(monkeypatch)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test that executes PTX as slow."""
+    for item in items:
+        if re.search(r"\b(cuda|triton)-ptx\b", item.name):
+            item.add_marker(pytest.mark.slow)

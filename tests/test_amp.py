@@ -1,4 +1,4 @@
-"""Gradient scaling: the step unscales, and leaves everything as it was on overflow."""
+"""Gradient scaling: the step unscales, and changes nothing after an overflow."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ from torch.amp import GradScaler
 
 from radam_fused import FusedRAdam
 
-from .helpers import assert_same_bits, copies, gradients, parameters
+from .harness.helpers import assert_same_bits, copies, gradients, parameters
 from .test_device_bits import assert_same_on_both, on, step_both
 
 
 def scaled(optimizer, grads, scale=1024.0, found_inf=0.0):
-    """A step as a gradient scaler takes it."""
+    """Take a step as a gradient scaler does."""
     device = optimizer.param_groups[0]["params"][0].device
     optimizer.grad_scale = torch.tensor(scale, device=device)
     optimizer.found_inf = torch.tensor(found_inf, device=device)
@@ -46,8 +46,8 @@ def test_overflow_changes_nothing(backend):
     assert plain.state[plain.param_groups[0]["params"][0]]["step"] == 8
 
 
-def test_a_scaler_that_found_no_gradient(backend):
-    """torch's scaler then leaves the number 0 instead of a tensor."""
+def test_a_scaler_without_gradients_works(backend):
+    """torch's scaler sets the number 0 instead of a tensor."""
     params = parameters((5,))
     optimizer = FusedRAdam(params, backend=backend)
     step_both([optimizer], gradients(params, 1)[0])
@@ -78,9 +78,9 @@ def test_steps_with_and_without_a_scaler(backend):
     assert_same_on_both(ours, plain)
 
 
-def test_the_host_is_not_asked(host_engine, monkeypatch):
+def test_a_scaled_step_does_not_wait_for_the_device(host_backend, monkeypatch):
     params = parameters((33,))
-    optimizer = FusedRAdam(params, backend=host_engine.backend)
+    optimizer = FusedRAdam(params, backend=host_backend.name)
     scaled(optimizer, [torch.ones(33)])
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("waits for the device"))
     monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: pytest.fail("waits"))
@@ -89,7 +89,7 @@ def test_the_host_is_not_asked(host_engine, monkeypatch):
 
 
 def train(device, autocast, backend, steps=12):
-    """A run of a small model under autocast and a scaler, one overflow in it."""
+    """Train a small model with autocast and a scaler; one step overflows."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     model.to(device)
@@ -136,7 +136,7 @@ def test_grad_scaler_on_a_gpu():
     assert min(scales) < scales[4]
 
 
-def test_without_a_verdict_an_overflow_would_be_noticed(backend):
+def test_without_found_inf_an_overflow_reaches_the_parameters(backend):
     params = parameters((5,))
     ours = FusedRAdam(copies(params), backend=backend)
     scaled(ours, [torch.full((5,), float("inf"))], found_inf=0.0)
@@ -162,12 +162,12 @@ def test_scaled_steps_on_a_gpu_stay_on_it():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_scale_that_is_not_one_number_is_refused(host_engine):
+def test_a_scale_of_several_elements_raises(host_backend):
     params = parameters((5,))
-    optimizer = FusedRAdam(params, backend=host_engine.backend)
+    optimizer = FusedRAdam(params, backend=host_backend.name)
     before = params[0].detach().clone()
     params[0].grad = torch.ones(5)
     optimizer.grad_scale, optimizer.found_inf = torch.ones(2), torch.zeros(())
-    with pytest.raises(ValueError, match=r"grad_scale has shape \(2,\), expected one number"):
+    with pytest.raises(ValueError, match=r"grad_scale has shape \(2,\), expected one element"):
         optimizer.step()
     assert_same_bits(params[0].detach(), before)

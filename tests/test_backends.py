@@ -1,4 +1,4 @@
-"""The choice of a backend: a name serves or raises with the reason; only "auto" falls back."""
+"""The choice of a backend: a name works or raises with the reason; only "auto" falls back."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ import torch
 from radam_fused import FusedRAdam, backends
 from radam_fused.backends import cpu, cuda, triton
 
-from .helpers import gradients, parameters, train
+from .harness.helpers import gradients, launches_of, parameters, train
 
 
 def chosen(optimizer):
-    return [type(launch).__name__ for launch in optimizer._launches]
+    return [type(launch).__name__ for launch in launches_of(optimizer)]
 
 
 def output_of(code, **environment):
@@ -26,22 +26,22 @@ def output_of(code, **environment):
     return done.stdout
 
 
-def test_auto_takes_the_kernel_for_tensors_in_memory():
+def test_auto_chooses_the_cpu_kernel_for_cpu_tensors():
     params = parameters((3,))
     assert chosen(train(FusedRAdam(params), gradients(params, 1))) == ["CpuLaunch"]
 
 
 REASONS = {
     "without-cuda": ("cuda_architectures", "the extension was built without CUDA"),
-    "no-device": ("cuda_missing", "no CUDA-capable device is detected"),
+    "no-device": ("cuda_unavailable", "no CUDA-capable device is detected"),
 }
 
 
 @pytest.mark.parametrize("lacks", REASONS)
-def test_cuda_says_why_it_is_not_there(lacks, monkeypatch):
-    """Whatever this machine has."""
+def test_cuda_says_why_it_is_unavailable(lacks, monkeypatch):
+    """The test does not depend on this machine."""
     stub = types.SimpleNamespace(
-        cuda_architectures="90-real", cuda_missing=lambda: REASONS["no-device"][1]
+        cuda_architectures="90-real", cuda_unavailable=lambda: REASONS["no-device"][1]
     )
     if lacks == "without-cuda":
         del stub.cuda_architectures
@@ -53,11 +53,11 @@ def test_cuda_says_why_it_is_not_there(lacks, monkeypatch):
         FusedRAdam(parameters((3,)), backend="cuda")
 
 
-def test_cuda_refuses_tensors_elsewhere(grid):
+def test_cuda_rejects_tensors_on_other_devices(grid):
     p = torch.nn.Parameter(torch.zeros(3, device="meta"))
     with pytest.raises(RuntimeError, match=r"'cuda' cannot step parameter 0 .* it is on meta"):
         FusedRAdam([p], backend="cuda")
-    assert "not on a CUDA device" in cuda.unsupported(torch.zeros(3))
+    assert "it is on cpu, expected a CUDA device" in cuda.unsupported(torch.zeros(3))
 
 
 ASK_FOR_TRITON = """
@@ -72,30 +72,30 @@ radam_fused.__main__.main()
 
 BROKEN = {
     "missing": ("raise ModuleNotFoundError('no', name='triton')", "triton is not installed"),
-    "broken": ("raise OSError('libfoo.so')", "triton does not load: OSError: libfoo.so"),
-    "empty": ("", "triton does not load: AttributeError: "),
+    "broken": ("raise OSError('libfoo.so')", "triton cannot be imported: OSError: libfoo.so"),
+    "empty": ("", "triton cannot be imported: AttributeError: "),
     "old": ("__version__ = '3.5.1'", "triton 3.5.1 is too old, expected 3.6 or later"),
 }
 
 
 @pytest.mark.parametrize(("init", "reason"), BROKEN.values(), ids=BROKEN)
-def test_a_missing_or_broken_triton_is_a_reason(init, reason, tmp_path):
+def test_triton_says_that_it_is_missing_or_broken(init, reason, tmp_path):
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text(init)
     [error, *report] = output_of(ASK_FOR_TRITON, PYTHONPATH=str(tmp_path)).splitlines()
     assert error.startswith("backend='triton' is not available: ")
     assert reason in error
-    [line] = [line for line in report if line.startswith("  triton   not usable: ")]
+    [line] = [line for line in report if line.startswith("  triton   unavailable: ")]
     assert reason in line
 
 
-def test_neither_triton_nor_a_compiler_is_imported_before_it_is_needed():
+def test_importing_radam_fused_imports_neither_triton_nor_a_compiler():
     code = "import sys, radam_fused; print({'triton', 'torch._dynamo'} & {*sys.modules})"
     assert output_of(code) == "set()\n"
 
 
-def test_triton_refuses_tensors_elsewhere():
-    assert "it is on cpu, not on a CUDA or ROCm device" in triton.unsupported(torch.zeros(3))
+def test_triton_rejects_tensors_on_other_devices():
+    assert "it is on cpu, expected a CUDA or ROCm device" in triton.unsupported(torch.zeros(3))
 
 
 STEP_BY_TRITON = """
@@ -109,7 +109,7 @@ for step in range(8):
     optimizer.step()
 print(p.tolist())
 auto.step()
-print([type(launch).__name__ for o in (optimizer, auto) for launch in o._launches])
+print([type(launch).__name__ for o in (optimizer, auto) for launch in o._plan.launches])
 try:
     FusedRAdam([torch.nn.Parameter(torch.zeros(3, device="meta"))], backend="triton")
 except RuntimeError as error:
@@ -117,7 +117,7 @@ except RuntimeError as error:
 """
 
 
-def test_the_interpreter_serves_the_cpu_by_name_alone():
+def test_the_interpreter_serves_cpu_tensors_only_by_name():
     pytest.importorskip("triton")
     result, launches, error = output_of(STEP_BY_TRITON, TRITON_INTERPRET="1").splitlines()
     p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
@@ -127,10 +127,10 @@ def test_the_interpreter_serves_the_cpu_by_name_alone():
         optimizer.step()
     assert result == str(p.tolist())
     assert launches == "['TritonLaunch', 'CpuLaunch']"
-    assert "TRITON_INTERPRET reaches only the CPU's memory" in error
+    assert "TRITON_INTERPRET works on CPU tensors only" in error
 
 
-def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
+def test_a_backend_chosen_by_name_raises_with_the_reason():
     [p] = [torch.nn.Parameter(torch.zeros(3, device="meta"))]
     with pytest.raises(RuntimeError, match=r"'cpu' cannot step parameter 0 .* it is on meta"):
         FusedRAdam([p], backend="cpu")
@@ -138,7 +138,7 @@ def test_a_backend_that_cannot_serve_a_tensor_raises_with_the_reason():
         FusedRAdam(parameters((3,)), backend="cpu", differentiable=True)
 
 
-def test_auto_leaves_other_devices_and_differentiable_steps_to_eager():
+def test_auto_chooses_eager_for_other_devices_and_differentiable_steps():
     p = torch.nn.Parameter(torch.zeros(3, device="meta"))
     p.grad = torch.zeros(3, device="meta")
     optimizer = FusedRAdam([p])
@@ -148,7 +148,7 @@ def test_auto_leaves_other_devices_and_differentiable_steps_to_eager():
     assert optimizer.state[p]["step"] == 1
 
 
-def test_a_wrapper_subclass_is_never_addressed():
+def test_no_kernel_gets_the_address_of_a_wrapper_subclass():
     from torch.testing._internal.two_tensor import TwoTensor
 
     p = torch.nn.Parameter(TwoTensor(torch.ones(3), torch.ones(3)))
@@ -168,7 +168,7 @@ broken = types.ModuleType("radam_fused._C")
 broken.__spec__ = importlib.machinery.ModuleSpec("radam_fused._C", None)
 sys.modules["radam_fused._C"] = broken if {broken} else None
 import torch
-from radam_fused import FlatBuffers, FusedRAdam
+from radam_fused import FlatGroup, FusedRAdam
 from radam_fused.__main__ import main
 p = torch.nn.Parameter(torch.linspace(-1, 1, 1500))
 late = torch.nn.Parameter(torch.zeros(3))
@@ -178,7 +178,7 @@ for step in range(8):
     late.grad = torch.ones(3) if step > 4 else None
     optimizer.step()
 print(p.tolist() + late.tolist())
-for wanted in (lambda: FusedRAdam([p], backend="cpu"), lambda: FlatBuffers([p])):
+for wanted in (lambda: FusedRAdam([p], backend="cpu"), lambda: FlatGroup([p])):
     try:
         wanted()
     except RuntimeError as error:
@@ -188,11 +188,11 @@ main()
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["absent", "broken"])
-def test_without_the_extension_eager_serves_and_the_others_say_why(broken):
+def test_without_the_extension_only_eager_is_available(broken):
     code = WITHOUT_EXTENSION.replace("{broken}", str(broken))
     result, error, flat, *report = output_of(code).splitlines()
     expected = (
-        "the extension radam_fused._C does not load: module"
+        "the extension radam_fused._C cannot be loaded: module"
         if broken
         else ("this installation has no extension radam_fused._C")
     )
@@ -201,9 +201,9 @@ def test_without_the_extension_eager_serves_and_the_others_say_why(broken):
     reason = error.removeprefix("backend='cpu' is not available: ")
     assert flat == f"flat buffers need the extension: {reason}"
     for name in ("cpu", "triton", "cuda"):
-        [line] = [line for line in report if line.startswith(f"  {name:<8} not usable: ")]
+        [line] = [line for line in report if line.startswith(f"  {name:<8} unavailable: ")]
         assert reason in line
-    assert "  eager    usable" in report
+    assert "  eager    available" in report
 
     p, late = torch.nn.Parameter(torch.linspace(-1, 1, 1500)), torch.nn.Parameter(torch.zeros(3))
     optimizer = FusedRAdam([p, late], lr=0.1, backend="eager")
@@ -214,26 +214,26 @@ def test_without_the_extension_eager_serves_and_the_others_say_why(broken):
     assert result == str(p.tolist() + late.tolist())
 
 
-def test_names_in_the_order_of_auto():
+def test_backends_have_the_order_of_auto():
     assert [*backends.BACKENDS] == ["cuda", "triton", "cpu", "eager"]
     assert all(name == backend.name for name, backend in backends.BACKENDS.items())
 
 
-def test_report():
+def test_the_report_lists_every_backend():
     command = [sys.executable, "-m", "radam_fused"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ("cuda", "triton", "cpu", "eager"):
         assert f"\n  {name} " in report
     reason = backends.BACKENDS["cuda"].unavailable()
-    assert f"cuda     {'not usable: ' + reason if reason else 'usable'}" in report
+    assert f"cuda     {'unavailable: ' + reason if reason else 'available'}" in report
     assert f"CUDA             {cuda.architectures() or 'not built'}" in report
-    assert "cpu      usable" in report
+    assert "cpu      available" in report
     assert torch.__version__ in report
     assert cpu.instruction_sets()[0] in report
 
 
 def test_the_extension_shares_torch_s_threads():
-    """Two OpenMP runtimes in one process would keep two teams of threads on the same cores."""
+    """Two OpenMP runtimes in one process would run two teams of threads on the same cores."""
     code = "import torch, radam_fused; print(open('/proc/self/maps').read())"
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     runtimes = {line.split()[-1] for line in maps.stdout.splitlines() if "libgomp" in line}

@@ -1,4 +1,4 @@
-"""The same bits from every engine, instruction set and number of threads."""
+"""Every backend, instruction set and number of threads gives the same bits."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from radam_fused import FusedRAdam
 from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 from radam_fused.backends.eager import sqrt_rn
 
-from .helpers import (
+from .harness.helpers import (
     OPTIONS,
     assert_same_bits,
     assert_same_run,
@@ -29,15 +29,15 @@ DTYPES = {
     "complex64": torch.complex64,
 }
 
-# Around the width of a vector, a tile of conversions and a share of a thread.
+# Sizes near the width of a vector, a tile of conversions and the part of a thread.
 SHAPES = [(), (0,), (1,), (3, 5), (2, 0, 3), (15,), (16,), (17,), (511,), (512,), (513,), (70_001,)]
 
-# Values that rounding, exponents and comparisons get wrong.
+# Values that are difficult to round, to scale and to compare.
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan")]
 
 
 def both(params, steps, **options):
-    """The same run by the kernel and by eager."""
+    """The same run with the kernel and with eager."""
     others = copies(params)
     kernel = train(FusedRAdam(params, backend="cpu", **options), steps)
     eager = train(FusedRAdam(others, backend="eager", **options), steps)
@@ -46,7 +46,7 @@ def both(params, steps, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_kernel_is_eager(options, dtype, instruction_set):
+def test_the_kernel_has_the_bits_of_eager(options, dtype, instruction_set):
     params = parameters(*SHAPES, dtype=dtype)
     initial = copies(params)
     kernel = FusedRAdam(params, backend="cpu", **options)
@@ -59,7 +59,7 @@ def test_kernel_is_eager(options, dtype, instruction_set):
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_any_number_of_threads(threads, dtype):
+def test_any_number_of_threads_gives_the_same_bits(threads, dtype):
     shapes = [(200_003,), (7,), (0,), (100_000,), (64, 1001)]
     steps = gradients(parameters(*shapes, dtype=dtype), 8)
     before = torch.get_num_threads()
@@ -77,7 +77,7 @@ def test_any_number_of_threads(threads, dtype):
 @pytest.mark.parametrize("param", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("grad", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("in_param_dtype", [False, True])
-def test_gradients_of_another_dtype(param, grad, in_param_dtype):
+def test_gradients_of_any_dtype_give_the_bits_of_eager(param, grad, in_param_dtype):
     params = parameters((600,), (3, 3), dtype=param)
     others = copies(params)
     optimizers = [
@@ -94,7 +94,7 @@ def test_gradients_of_another_dtype(param, grad, in_param_dtype):
 
 
 def numbers(dtype):
-    """Floating-point numbers of a dtype, odd ones often."""
+    """Numbers of a dtype, many of them special."""
     bits = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 32, torch.float16: 16}[dtype]
     return st.one_of(st.sampled_from(SPECIAL), st.floats(width=bits), st.floats(-4, 4, width=bits))
 
@@ -129,9 +129,10 @@ def runs(draw):
     return torch.nn.Parameter(tensor()), [[tensor()] for _ in range(steps)], options
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(runs())
-def test_kernel_is_eager_on_drawn_runs(run):
+def test_the_kernel_has_the_bits_of_eager_on_drawn_runs(run):
     param, steps, options = run
     assert_same_run(*both([param], steps, **options))
 
@@ -143,7 +144,7 @@ def test_extreme_magnitudes(exponent, instruction_set):
     assert_same_run(*both(params, steps, eps=1e-30))
 
 
-def test_nan_and_infinity_stay_where_they_are(backend):
+def test_nan_and_infinity_stay_in_their_element(backend):
     [p] = parameters((40,))
     before = p.detach().clone()
     optimizer = FusedRAdam([p], backend=backend, amsgrad=True)
@@ -159,7 +160,7 @@ def test_nan_and_infinity_stay_where_they_are(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype, instruction_set):
+def test_every_16_bit_number_is_converted_as_in_torch(dtype, instruction_set):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     p = torch.nn.Parameter(every.clone())
     p.grad = torch.zeros_like(p)
@@ -168,9 +169,9 @@ def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype, instructio
 
 
 def rounding_cases(dtype, count):
-    """Float32 numbers of every kind, and as many where the rounding to 16 bits is decided."""
+    """Float32 numbers of every kind, and as many near the ties of rounding to 16 bits."""
     patterns = torch.randint(-(2**31), 2**31 - 1, (count,), dtype=torch.int64).to(torch.int32)
-    # Ties and their neighbours, where rounding is decided.
+    # Ties and their neighbours.
     ties = patterns & ~0x1FFF | 0x1000 if dtype == torch.float16 else patterns & ~0xFFFF | 0x8000
     grads = torch.cat([patterns, ties, ties + 1, ties - 1]).view(torch.float32)
     grads[:4] = torch.tensor([65519.0, 65520.0, 2.0**-25, -(2.0**-24)])
@@ -178,7 +179,7 @@ def rounding_cases(dtype, count):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_rounding_to_16_bits_is_torch_s(dtype, instruction_set):
+def test_rounding_to_16_bits_agrees_with_torch(dtype, instruction_set):
     """A moment in the parameter's dtype is one rounding of the gradient at beta1 = 0."""
     grads = rounding_cases(dtype, 200_000)
     p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype))
@@ -190,7 +191,7 @@ def test_rounding_to_16_bits_is_torch_s(dtype, instruction_set):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_root_is_correctly_rounded(kind):
+def test_the_square_root_is_correctly_rounded(kind):
     generator = np.random.default_rng(0)
     integer, real, top = {
         "float32": (np.int32, np.float32, 0x7F800000),
@@ -205,10 +206,10 @@ def test_root_is_correctly_rounded(kind):
         assert_same_bits(sqrt_rn(torch.from_numpy(values)), torch.from_numpy(expected))
 
 
-def test_instruction_sets_are_what_the_machine_has(monkeypatch):
+def test_instruction_sets_are_those_of_the_machine(monkeypatch):
     assert instruction_sets()[-1] == "baseline"
     monkeypatch.setattr(CpuLaunch, "instruction_set", "sse9")
     params = parameters((3,))
     optimizer = FusedRAdam(params, backend="cpu")
-    with pytest.raises(ValueError, match="'sse9' does not run here"):
+    with pytest.raises(ValueError, match="'sse9' is unavailable"):
         train(optimizer, gradients(params, 1))

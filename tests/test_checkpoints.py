@@ -1,4 +1,4 @@
-"""state_dict in both directions, files, older formats, torch.distributed.checkpoint."""
+"""Checkpoints: state_dict in both directions, files, older formats, distributed checkpoints."""
 
 import copy
 import io
@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from radam_fused import FusedRAdam
 
-from .helpers import OPTIONS, assert_same_run, copies, gradients, parameters, train
+from .harness.helpers import OPTIONS, assert_same_run, copies, gradients, parameters, train
 
 
 def through_a_file(state_dict):
@@ -23,7 +23,7 @@ def through_a_file(state_dict):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_resumed_run_is_bit_identical(options, backend):
+def test_a_resumed_run_has_the_same_bits(options, backend):
     params = parameters((3, 4), (70,), ())
     steps = gradients(params, 14)
     straight = train(FusedRAdam(copies(params), backend=backend, **options), steps)
@@ -46,7 +46,7 @@ def test_a_checkpoint_moves_between_backends(move):
 
 @pytest.mark.parametrize("there", [True, False], ids=["from-torch", "to-torch"])
 @pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
-def test_exchange_with_torch_radam(there, foreach):
+def test_checkpoints_load_into_torch_radam_and_back(there, foreach):
     def torch_radam(params):
         return torch.optim.RAdam(params, lr=0.01, foreach=foreach)
 
@@ -69,10 +69,10 @@ def test_exchange_with_torch_radam(there, foreach):
     assert two.state[moved[0]]["step"] == 20
 
 
-def test_groups_carry_torch_s_keys_and_ours_only_where_set():
+def test_groups_have_the_keys_of_torch_and_changed_options():
     theirs = torch.optim.RAdam(parameters((2,))).state_dict()["param_groups"][0]
     assert FusedRAdam(parameters((2,))).state_dict()["param_groups"][0] == theirs
-    # Named outright, a default is still a default.
+    # An option that is passed with its default value is still left out.
     explicit = FusedRAdam(parameters((2,)), amsgrad=False, rectify_threshold=5.0, backend="cpu")
     assert explicit.state_dict()["param_groups"][0] == theirs
     [p] = parameters((2,))
@@ -82,7 +82,7 @@ def test_groups_carry_torch_s_keys_and_ours_only_where_set():
     assert kept.param_groups[0]["amsgrad"] is False
 
 
-def test_own_options_travel_with_the_checkpoint_and_stay_where_it_has_none():
+def test_a_checkpoint_restores_our_options_and_keeps_those_that_it_lacks():
     ams = FusedRAdam(parameters((3,)), amsgrad=True, rectify_threshold=4.0)
     train(ams, gradients(ams.param_groups[0]["params"], 2))
     plain = FusedRAdam(parameters((3,)))
@@ -116,7 +116,7 @@ def test_moments_of_16_bit_parameters_keep_their_saved_dtype(dtype, in_param_dty
     train(loaded, gradients([q], 1))
 
 
-def test_moments_of_other_parameters_take_their_dtype():
+def test_loaded_moments_are_cast_to_the_dtype_of_their_parameter():
     [p] = parameters((9,), dtype=torch.bfloat16)
     saved = train(FusedRAdam([p], moments_in_param_dtype=True), gradients([p], 3))
     loaded = FusedRAdam([torch.nn.Parameter(p.detach().float())])
@@ -130,7 +130,7 @@ def test_moments_of_other_parameters_take_their_dtype():
     train(half, gradients([q], 1))
 
 
-def test_load_state_dict_hooks_see_and_change_what_is_loaded():
+def test_load_state_dict_hooks_can_change_the_state_dict():
     [p] = parameters((4,), dtype=torch.bfloat16)
     saved = train(FusedRAdam([p]), gradients([p], 3)).state_dict()
     loaded = FusedRAdam(copies([p]))
@@ -150,7 +150,7 @@ def test_load_state_dict_hooks_see_and_change_what_is_loaded():
     assert torch.equal(seen[0], saved["state"][0]["exp_avg"] * 2)
 
 
-def test_named_parameters():
+def test_a_checkpoint_of_named_parameters_loads():
     model = torch.nn.Linear(3, 2)
     optimizer = FusedRAdam(model.named_parameters())
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
@@ -161,8 +161,8 @@ def test_named_parameters():
     assert again.param_groups[0]["param_names"] == ["weight", "bias"]
 
 
-def test_state_of_older_torch_versions():
-    """Numbers for steps, groups without the later options."""
+def test_a_checkpoint_of_an_older_torch_loads():
+    """Step counters are numbers, and groups lack later options."""
     params = parameters((4,))
     steps = gradients(params, 12)
     straight = train(FusedRAdam(copies(params)), steps)
@@ -177,7 +177,7 @@ def test_state_of_older_torch_versions():
     assert_same_run(straight, train(resumed, steps[6:]))
 
 
-def test_state_dict_reads_as_torch_s():
+def test_state_dict_has_the_form_of_torch():
     params = parameters((3,), (4,))
     ours = train(FusedRAdam(params), gradients(params, 2)).state_dict()
     theirs = train(torch.optim.RAdam(copies(params)), gradients(params, 2)).state_dict()
@@ -191,7 +191,7 @@ def test_state_dict_reads_as_torch_s():
 
 @pytest.mark.parametrize("theirs", [False, True], ids=["ours", "torch"])
 def test_distributed_checkpoint_exchanges_state(theirs):
-    """It initialises state by a step with lr 0 and zero gradients: nothing may move."""
+    """It creates the state with a step of lr 0 and zero gradients, which must change nothing."""
 
     def build(cls):
         torch.manual_seed(0)
@@ -219,7 +219,7 @@ def test_distributed_checkpoint_exchanges_state(theirs):
     assert other.state[next(back.parameters())]["step"] == 6
 
 
-def test_loading_a_checkpoint_that_asks_for_the_unserved_is_an_error_not_a_difference():
+def test_loading_an_unsupported_option_raises():
     [p] = parameters((3,))
     state_dict = torch.optim.RAdam([p]).state_dict()
     state_dict["param_groups"][0]["capturable"] = True
@@ -230,7 +230,7 @@ def test_loading_a_checkpoint_that_asks_for_the_unserved_is_an_error_not_a_diffe
         optimizer.step()
 
 
-def test_loading_leaves_the_source_s_counters_alone():
+def test_loading_does_not_share_step_counters():
     [p] = parameters((3,))
     source = train(FusedRAdam([p]), gradients([p], 2))
     source.state[p]["step"].data = source.state[p]["step"].to(torch.float16)

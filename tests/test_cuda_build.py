@@ -1,4 +1,4 @@
-"""How the CUDA backend is built, and what the compiler made of it."""
+"""The build of the CUDA backend, and the machine code of its kernels."""
 
 import os
 import re
@@ -18,6 +18,8 @@ from radam_fused.backends.cuda import architectures
 
 from .harness.host_grid import with_tools
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(radam_fused.__file__).parents[1]
 CUDA_WANTED = shutil.which("nvcc") and os.environ.get("RADAM_FUSED_CUDA", "AUTO") == "AUTO"
 
@@ -26,7 +28,7 @@ SIZES = {"double": 8, "float": 4, "radam::BFloat16": 2, "radam::Half": 2}
 
 @cache
 def cuobjdump(*options):
-    """The output of the tool that comes with triton, for the extension."""
+    """The output of cuobjdump, which comes with triton, for the extension."""
     triton = find_spec("triton")
     tool = triton and Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if not tool:
@@ -40,12 +42,12 @@ needs_cuda = pytest.mark.skipif(architectures() is None, reason="built without C
 needs_compiler = pytest.mark.skipif(not CUDA_WANTED, reason="no nvcc")
 
 
-def test_the_backend_is_built_where_there_is_a_compiler():
+def test_the_backend_is_built_if_there_is_a_compiler():
     assert not CUDA_WANTED or architectures()
 
 
 def kernel_types(text):
-    """(parameter, gradient, moment, amsgrad) of a step's kernel in a line, or None."""
+    """(parameter, gradient, moment, amsgrad) of a step kernel that a line names, or None."""
     found = re.search(r"step_kernel<(\S+), (\S+), (\S+), (?:\(bool\))?(\w+)>", text)
     return found and (*found.groups()[:3], found[4] in ("true", "1"))
 
@@ -65,12 +67,12 @@ def kernels_by_architecture():
 
 
 @needs_cuda
-def test_every_combination_has_a_kernel_that_spills_nothing():
+def test_every_combination_of_dtypes_has_a_kernel_without_spills():
     found = kernels_by_architecture()
     assert len(found) == len([a for a in architectures().split() if not a.endswith("virtual")])
     for architecture, kernels in found.items():
         steps = Counter(kernel_types(name) for name in kernels)
-        # 4 dtypes of the gradient; moments of 16-bit parameters have two; with amsgrad or not.
+        # 4 gradient dtypes, 2 moment dtypes for 16-bit parameters, with and without amsgrad.
         assert len([types for types in steps if types]) == (4 + 4 + 8 + 8) * 2, architecture
         for name, usage in kernels.items():
             assert usage["STACK"] == usage["LOCAL"] == usage["SHARED"] == 0, (architecture, name)
@@ -103,7 +105,7 @@ def test_accesses_are_128_bits_wide_and_none_is_generic(which):
 
 
 @needs_cuda
-def test_nothing_is_contracted():
+def test_no_operation_is_contracted():
     if "virtual" not in architectures():
         pytest.skip("built without PTX")
     arithmetic = re.findall(r"\b(\w+)((?:\.\w+)*)\.f(?:32|64)\b", cuobjdump("-ptx"))

@@ -1,4 +1,4 @@
-"""The engines for devices give the bits of the CPU kernel and touch nothing else."""
+"""The device backends give the bits of the CPU kernel and access no other memory."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 from radam_fused import FusedRAdam, radam_step_
 
-from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
+from .harness.helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
 from .test_bits import DTYPES, SHAPES, rounding_cases
 
 FLOATS = {name: dtype for name, dtype in DTYPES.items() if not dtype.is_complex}
@@ -29,7 +29,7 @@ def step_both(optimizers, grads):
 
 
 def assert_same_on_both(one, other):
-    """As assert_same_run, wherever the tensors lie."""
+    """Like assert_same_run, for tensors on different devices."""
     for group, other_group in zip(one.param_groups, other.param_groups, strict=True):
         for p, q in zip(group["params"], other_group["params"], strict=True):
             assert_same_bits(p.detach().cpu(), q.detach().cpu(), "parameter")
@@ -38,17 +38,17 @@ def assert_same_on_both(one, other):
                 assert_same_bits(value.cpu(), other.state[q][key].cpu(), key)
 
 
-def pair(engine, params, **options):
-    """The same parameters under an engine for devices and under the CPU kernel."""
-    ours = FusedRAdam(on(engine.device, params), backend=engine.backend, **options)
+def pair(device_backend, params, **options):
+    """Optimizers with the same parameters: one on a device backend, one on the CPU kernel."""
+    ours = FusedRAdam(on(device_backend.device, params), backend=device_backend.name, **options)
     return ours, FusedRAdam(copies(params), backend="cpu", **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_option_and_dtype(options, dtype, engine):
+def test_every_option_and_dtype(options, dtype, device_backend):
     params = parameters(*SIZES, dtype=dtype)
-    optimizers = pair(engine, params, **options)
+    optimizers = pair(device_backend, params, **options)
     for grads in gradients(params, 8):
         step_both(optimizers, grads)
         assert_same_on_both(*optimizers)
@@ -58,10 +58,14 @@ def test_every_option_and_dtype(options, dtype, engine):
 @pytest.mark.parametrize("grad", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("in_param_dtype", [False, True], ids=["wide", "narrow"])
 @pytest.mark.parametrize("amsgrad", [False, True], ids=["plain", "amsgrad"])
-def test_every_combination_of_dtypes(param, grad, in_param_dtype, amsgrad, engine):
+def test_every_combination_of_dtypes(param, grad, in_param_dtype, amsgrad, device_backend):
     params = parameters((1500,), (7, 3), dtype=param)
     optimizers = pair(
-        engine, params, moments_in_param_dtype=in_param_dtype, amsgrad=amsgrad, weight_decay=0.1
+        device_backend,
+        params,
+        moments_in_param_dtype=in_param_dtype,
+        amsgrad=amsgrad,
+        weight_decay=0.1,
     )
     for optimizer in optimizers:
         for p in optimizer.param_groups[0]["params"]:
@@ -72,45 +76,45 @@ def test_every_combination_of_dtypes(param, grad, in_param_dtype, amsgrad, engin
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype, engine):
+def test_every_16_bit_number_is_converted_as_in_torch(dtype, device_backend):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    p = torch.nn.Parameter(every.to(engine.device, copy=True))
+    p = torch.nn.Parameter(every.to(device_backend.device, copy=True))
     p.grad = torch.zeros_like(p)
-    FusedRAdam([p], backend=engine.backend, lr=0.0).step()
+    FusedRAdam([p], backend=device_backend.name, lr=0.0).step()
     assert_same_bits(p.detach().cpu(), every)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_rounding_to_16_bits_is_torch_s(dtype, engine):
+def test_rounding_to_16_bits_agrees_with_torch(dtype, device_backend):
     """A moment in the parameter's dtype is one rounding of the gradient at beta1 = 0."""
     grads = rounding_cases(dtype, 40_000)
-    p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype, device=engine.device))
+    p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype, device=device_backend.device))
     p.grad_dtype = None
-    p.grad = grads.to(engine.device)
+    p.grad = grads.to(device_backend.device)
     options = {"betas": (0.0, 0.9), "moments_in_param_dtype": True}
-    optimizer = FusedRAdam([p], backend=engine.backend, **options)
+    optimizer = FusedRAdam([p], backend=device_backend.name, **options)
     optimizer.step()
     assert_same_bits(optimizer.state[p]["exp_avg"].cpu(), grads.to(dtype))
 
 
 @pytest.mark.parametrize("exponent", [-140, -126, -70, 0, 60, 120])
-def test_extreme_magnitudes(exponent, engine):
+def test_extreme_magnitudes(exponent, device_backend):
     params = parameters((1100,))
-    optimizers = pair(engine, params, eps=1e-30)
+    optimizers = pair(device_backend, params, eps=1e-30)
     for grads in gradients(params, 10):
         step_both(optimizers, [g * 2.0**exponent for g in grads])
     assert_same_on_both(*optimizers)
 
 
 class Guarded:
-    """Tensors as slices of larger ones whose other elements nothing may touch or read."""
+    """Tensors as slices of larger ones, whose other elements must be neither read nor written."""
 
     def __init__(self, draw, device):
         self._draw = draw
-        # NaN would be noticed in a result, another number where it is overwritten by one.
+        # A NaN that is read shows in a result; a number shows that a NaN was written.
         self._poison = draw.choice([77.0, float("nan")])
         self._device = device
-        self._all = []
+        self.storages = []
 
     def tensor(self, values, misaligned):
         before = self._draw.choice([1, 3, 5, 8]) if misaligned else 64
@@ -118,17 +122,17 @@ class Guarded:
         inside = slice(before, before + values.numel())
         storage[inside] = values
         storage = storage.to(self._device)
-        self._all.append((storage, inside))
+        self.storages.append((storage, inside))
         return storage[inside]
 
     def assert_untouched(self):
-        for storage, inside in self._all:
+        for storage, inside in self.storages:
             outside = torch.cat([storage[: inside.start], storage[inside.stop :]])
             assert_same_bits(outside, torch.full_like(outside, self._poison))
 
 
 def drawn_table(seed, device):
-    """A table of tensors of drawn sizes, dtypes and alignments, twice: guarded, and as they are."""
+    """Tensors of drawn sizes, dtypes and alignments, twice: with guards and without."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     param = draw.choice(list(FLOATS.values()))
@@ -164,15 +168,15 @@ def drawn_table(seed, device):
     return ours, theirs, steps, options, guarded
 
 
-def assert_same_tables(seed, engine):
-    ours, theirs, steps, options, guarded = drawn_table(seed, engine.device)
+def assert_same_tables(seed, device_backend):
+    ours, theirs, steps, options, guarded = drawn_table(seed, device_backend.device)
 
     def run(lists, backend):
         maxima = lists[4] if len(lists) > 4 else None
         counts = [step.clone() for step in steps]
         radam_step_(*lists[:4], counts, maxima, backend=backend, **options)
 
-    run(ours, engine.backend)
+    run(ours, device_backend.name)
     run(theirs, "cpu")
     for role, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
         for i, (a, b) in enumerate(zip(mine, expected, strict=True)):
@@ -180,10 +184,11 @@ def assert_same_tables(seed, engine):
     guarded.assert_untouched()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 400, 20))
-def test_drawn_tables_between_guards(first, engine):
-    for seed in range(first, first + 20, 5 if engine.is_slow else 1):
-        assert_same_tables(seed, engine)
+def test_drawn_tables_between_guards(first, device_backend):
+    for seed in range(first, first + 20, 5 if device_backend.is_slow else 1):
+        assert_same_tables(seed, device_backend)
 
 
 @pytest.mark.parametrize("fault", ["one_thread_less", "last_block_left_out", "a_thread_twice"])
@@ -201,51 +206,51 @@ def test_a_faulty_grid_is_noticed(fault, grid):
     assert noticed > 20
 
 
-def test_the_guards_notice_a_write():
+def test_a_write_into_a_guard_is_noticed():
     *_, guarded = drawn_table(1, torch.device("cpu"))
-    storage, inside = guarded._all[0]
+    storage, inside = guarded.storages[0]
     storage[inside.stop] = 0
     with pytest.raises(AssertionError):
         guarded.assert_untouched()
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 46, 47, 48, 55, 56, 57, 511, 512, 1500])
-def test_tables_in_arguments_and_in_device_memory(count, engine):
+def test_tables_in_kernel_arguments_and_in_device_memory(count, device_backend):
     params = parameters(*[(1 + i % 40,) for i in range(count)])
-    optimizers = pair(engine, params)
+    optimizers = pair(device_backend, params)
     for grads in gradients(params, 7):
         step_both(optimizers, grads)
     assert_same_on_both(*optimizers)
 
 
-def test_more_step_counts_than_travel_in_arguments(engine):
+def test_more_coefficients_than_fit_into_kernel_arguments(device_backend):
     params = parameters(*[(30 + i,) for i in range(12)])
-    optimizers = pair(engine, params)
+    optimizers = pair(device_backend, params)
     for t, grads in enumerate(gradients(params, 14)):
         step_both(optimizers, [g if i <= t else None for i, g in enumerate(grads)])
         assert_same_on_both(*optimizers)
 
 
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
-def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(capturable, host_engine):
+def test_one_launch_per_kind_and_one_upload_per_change(capturable, host_backend):
     params = parameters(*[(4, 2)] * 1000)
-    optimizer = FusedRAdam(params, backend=host_engine.backend)
+    optimizer = FusedRAdam(params, backend=host_backend.name)
     optimizer.param_groups[0]["capturable"] = capturable
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
 
     def launches():
-        before = host_engine.launches()
+        before = host_backend.launches()
         optimizer.step()
-        return host_engine.launches() - before
+        return host_backend.launches() - before
 
-    # The step, and what brings its coefficients: a prologue, a copy, or the step's own arguments.
-    usual = 1 if host_engine.backend == "cuda" and not capturable else 2
-    # A row of a segment has 80 bytes, the arguments of an upload 32,744.
-    uploaded = usual + 3 if host_engine.backend == "cuda" else 2 + capturable
+    # The step kernel, and a prologue or a copy for the coefficients, or neither.
+    usual = 1 if host_backend.name == "cuda" and not capturable else 2
+    # A segment has 80 bytes; one upload copies 32,744.
+    uploaded = usual + 3 if host_backend.name == "cuda" else 2 + capturable
     assert launches() == usual
-    params[3].grad = torch.ones_like(params[3])  # elsewhere
+    params[3].grad = torch.ones_like(params[3])  # at another address
     assert launches() == uploaded
     assert launches() == usual
     params[3].grad = None
@@ -253,10 +258,13 @@ def test_a_bucket_is_one_launch_and_is_uploaded_only_when_it_changes(capturable,
     assert launches() == usual
 
 
-def test_views_with_gaps_and_gradients_in_another_order(engine):
+def test_views_with_gaps_and_gradients_in_another_order(device_backend):
     bases = [b.detach() for b in parameters((40, 30), (20, 50))]
     runs = []
-    for device, backend in ((engine.device, engine.backend), (torch.device("cpu"), "cpu")):
+    for device, backend in (
+        (device_backend.device, device_backend.name),
+        (torch.device("cpu"), "cpu"),
+    ):
         there = [base.to(device).clone() for base in bases]
         params = [torch.nn.Parameter(there[0][:, 3:20]), torch.nn.Parameter(there[1])]
         optimizer = FusedRAdam(params, backend=backend)
@@ -270,9 +278,9 @@ def test_views_with_gaps_and_gradients_in_another_order(engine):
     assert_same_on_both(runs[0][1], runs[1][1])
 
 
-def test_a_step_moves_the_version_that_autograd_checks(engine):
-    [p] = on(engine.device, parameters((4,)))
-    optimizer = FusedRAdam([p], backend=engine.backend)
+def test_a_step_increments_the_version_that_autograd_checks(device_backend):
+    [p] = on(device_backend.device, parameters((4,)))
+    optimizer = FusedRAdam([p], backend=device_backend.name)
     loss = (p * p).sum()
     p.grad = torch.ones_like(p)
     version = p.grad._version
@@ -282,10 +290,10 @@ def test_a_step_moves_the_version_that_autograd_checks(engine):
         loss.backward()
 
 
-def test_checkpoints_move_between_engines(engine):
+def test_checkpoints_move_between_backends(device_backend):
     params = parameters((33, 5), (1025,))
     steps = gradients(params, 12)
-    ours, theirs = pair(engine, params)
+    ours, theirs = pair(device_backend, params)
     straight = FusedRAdam(copies(params), backend="cpu")
     for grads in steps[:4]:
         step_both([ours, straight], grads)

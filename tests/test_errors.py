@@ -1,4 +1,4 @@
-"""Bad input gets a clear error that names the tensor, and leaves everything as it was."""
+"""Bad input raises an error that names the tensor, and changes nothing."""
 
 import gc
 import weakref
@@ -8,7 +8,7 @@ import torch
 
 from radam_fused import FusedRAdam
 
-from .helpers import copies, gradients, parameters, train
+from .harness.helpers import copies, gradients, parameters, train
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from .helpers import copies, gradients, parameters, train
     ],
     ids=str,
 )
-def test_hyper_parameters_with_torch_s_messages(options):
+def test_bad_hyper_parameters_raise_with_the_messages_of_torch(options):
     with pytest.raises(ValueError, match=r"^(Invalid|Tensor)") as theirs:
         torch.optim.RAdam(parameters((2,)), **options)
     with pytest.raises(ValueError, match=r"^(Invalid|Tensor)") as ours:
@@ -47,12 +47,12 @@ def test_hyper_parameters_with_torch_s_messages(options):
     ],
     ids=str,
 )
-def test_own_hyper_parameters(options, message):
+def test_bad_values_of_our_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         FusedRAdam(parameters((2,)), **options)
 
 
-def test_bad_options_of_one_group_leave_the_optimizer_as_it_was():
+def test_a_rejected_group_leaves_the_optimizer_unchanged():
     one, two = parameters((2,), (3,))
     optimizer = FusedRAdam([one])
     for group, error in (
@@ -68,18 +68,18 @@ def test_bad_options_of_one_group_leave_the_optimizer_as_it_was():
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex32], ids=str)
-def test_unsupported_dtype_is_named_at_construction(dtype):
+def test_an_unsupported_dtype_raises_at_construction(dtype):
     weight = torch.zeros(2).to(dtype) if dtype != torch.complex32 else torch.zeros(2, dtype=dtype)
     with pytest.raises(TypeError, match=f"parameter 'w' has dtype {dtype}, expected one of"):
         FusedRAdam([("w", torch.nn.Parameter(weight))])
 
 
-def test_sparse_parameter_is_refused_at_construction():
+def test_a_sparse_parameter_raises_at_construction():
     with pytest.raises(ValueError, match=r"parameter 0 of group 0 has layout torch\.sparse_coo"):
         FusedRAdam([torch.nn.Parameter(torch.eye(2).to_sparse())])
 
 
-def test_moments_of_two_dtypes_are_refused():
+def test_moments_of_two_dtypes_raise():
     [p] = parameters((4,), dtype=torch.bfloat16)
     optimizer = FusedRAdam([p])
     p.grad = torch.ones_like(p)
@@ -91,7 +91,7 @@ def test_moments_of_two_dtypes_are_refused():
     assert torch.equal(p, before)
 
 
-def test_capturable_is_refused_where_nothing_counts_on_the_device():
+def test_capturable_raises_on_a_backend_that_cannot_count_on_the_device():
     with pytest.raises(RuntimeError, match="capturable=True"):
         FusedRAdam(parameters((2,)), capturable=True)
 
@@ -141,12 +141,12 @@ BAD = {
 }
 
 
-# A fresh optimizer has no state to be wrong.
+# A new optimizer has no state that could be bad.
 CASES = [(name, True) for name in BAD] + [("sparse", False), ("shape", False)]
 
 
 @pytest.mark.parametrize(("bad", "started"), CASES)
-def test_a_bad_tensor_is_named_and_nothing_moves(bad, started, backend):
+def test_a_bad_tensor_is_named_and_nothing_changes(bad, started, backend):
     spoil, error, message = BAD[bad]
     params = parameters((4,), (3, 3))
     optimizer = FusedRAdam(
@@ -168,7 +168,7 @@ def test_a_bad_tensor_is_named_and_nothing_moves(bad, started, backend):
             assert torch.equal(optimizer.state[p][key], value)
 
 
-def test_the_step_works_again_once_the_gradient_is_mended():
+def test_the_step_succeeds_after_a_bad_gradient_is_fixed():
     params = parameters((4,), (3, 3))
     others = copies(params)
     optimizer, undisturbed = FusedRAdam(params), FusedRAdam(others)
@@ -185,7 +185,7 @@ def test_the_step_works_again_once_the_gradient_is_mended():
 @pytest.mark.parametrize(
     "late", [{"lr": torch.ones(2)}, {"rectify_threshold": 3.0}, {"absolute_weight_decay": True}]
 )
-def test_a_bad_option_set_later_in_one_group_moves_no_group(late, backend):
+def test_a_bad_option_in_one_group_changes_nothing_in_any_group(late, backend):
     params = parameters((4,), (3,))
     optimizer = FusedRAdam([{"params": [p]} for p in params], backend=backend)
     train(optimizer, gradients(params, 6))
@@ -197,7 +197,7 @@ def test_a_bad_option_set_later_in_one_group_moves_no_group(late, backend):
     assert optimizer.state[params[0]]["step"] == 6
 
 
-def test_a_threshold_that_only_the_exact_variance_allows_is_noticed_when_that_is_switched_off(
+def test_a_threshold_for_the_exact_variance_raises_without_it(
     backend,
 ):
     [p] = parameters((4,))
@@ -210,12 +210,12 @@ def test_a_threshold_that_only_the_exact_variance_allows_is_noticed_when_that_is
     assert torch.equal(p, before)
 
 
-def test_an_expanded_parameter_is_refused_at_construction():
+def test_an_expanded_parameter_raises_at_construction():
     with pytest.raises(ValueError, match="parameter 0 of group 0 is expanded"):
         FusedRAdam([torch.nn.Parameter(torch.ones(1).expand(3))])
 
 
-def test_gradients_are_let_go_after_an_error():
+def test_gradients_are_released_after_an_error():
     params = parameters((4,), (3, 3))
     optimizer = train(FusedRAdam(params), gradients(params, 2))
     params[0].grad, params[1].grad = torch.ones(4), torch.eye(3).to_sparse()

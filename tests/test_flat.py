@@ -1,4 +1,4 @@
-"""FlatBuffers and flatten=True: the same run, with parameters and moments side by side."""
+"""FlatGroup and flatten=True: the same results, with parameters and moments side by side."""
 
 import copy
 import io
@@ -7,10 +7,9 @@ import pickle
 import pytest
 import torch
 
-from radam_fused import FlatBuffers, FusedRAdam
-from radam_fused.state import ROLES
+from radam_fused import FlatGroup, FusedRAdam
 
-from .helpers import (
+from .harness.helpers import (
     OPTIONS,
     assert_same_bits,
     assert_same_run,
@@ -43,7 +42,7 @@ def run(net, optimizer, steps=8, seed=3):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_flat_is_the_same_run(options, backend):
+def test_flat_buffers_give_the_same_bits(options, backend):
     params = parameters(*SHAPES)
     flat = FusedRAdam(copies(params), backend=backend, flatten=True, **options)
     plain = FusedRAdam(copies(params), backend="cpu", **options)
@@ -67,10 +66,10 @@ def test_every_dtype(dtype, backend):
     assert_same_run(flat, plain)
 
 
-def test_one_buffer_a_device_and_dtype_aligned_and_printed():
+def test_there_is_one_aligned_buffer_per_device_and_dtype():
     params = [*parameters((5, 3), (33,)), *parameters((7,), (2, 2), dtype=torch.bfloat16)]
     values = copies(params)
-    flat = FlatBuffers([("a", params[0]), ("b", params[1]), ("c", params[2]), ("d", params[3])])
+    flat = FlatGroup([("a", params[0]), ("b", params[1]), ("c", params[2]), ("d", params[3])])
     assert [buffer.data.dtype for buffer in flat.buffers] == [torch.float32, torch.bfloat16]
     for buffer in flat.buffers:
         assert buffer.data.is_contiguous()
@@ -86,14 +85,14 @@ def test_one_buffer_a_device_and_dtype_aligned_and_printed():
     )
 
 
-def test_a_module_keeps_its_values_orders_and_ties():
+def test_a_module_keeps_values_memory_orders_and_ties():
     net = model()
     net[4].weight = torch.nn.Parameter(net[4].weight.detach().clone())
     net.add_module("tied", torch.nn.Linear(7, 2))
     net.tied.weight = net[4].weight
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     strides = {name: p.stride() for name, p in net.named_parameters()}
-    flat = FlatBuffers([*net.named_parameters(), ("again", net.tied.weight)])
+    flat = FlatGroup([*net.named_parameters(), ("again", net.tied.weight)])
     assert net.tied.weight is net[4].weight
     [buffer] = flat.buffers
     assert len(buffer.slots) == len(before)
@@ -102,7 +101,7 @@ def test_a_module_keeps_its_values_orders_and_ties():
         assert p.stride() == strides[name]
 
 
-def test_a_module_trains_as_without(backend):
+def test_a_module_trains_with_the_same_bits(backend):
     nets = [model(), model()]
     flat = FusedRAdam(nets[0].parameters(), lr=0.1, backend=backend, flatten=True)
     plain = FusedRAdam(nets[1].parameters(), lr=0.1, backend="cpu")
@@ -153,7 +152,7 @@ def test_optimizer_checkpoints_in_both_directions(to_flat, backend):
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies_have_buffers_of_their_own(how, backend):
+def test_copies_have_their_own_buffers(how, backend):
     net = model()
     optimizer = FusedRAdam(net.parameters(), lr=0.1, backend=backend, flatten=True)
     run(net, optimizer)
@@ -179,7 +178,7 @@ def test_copies_have_buffers_of_their_own(how, backend):
 
 def test_buffers_alone_can_be_copied():
     params = parameters((5,), (7,))
-    flat = FlatBuffers(params, gradients=True)
+    flat = FlatGroup(params, gradients=True)
     other = copy.deepcopy(flat)
     assert str(other) == str(flat)
     assert other.buffers[0].grad is not None
@@ -198,7 +197,7 @@ def test_a_frozen_parameter_keeps_its_step(backend):
     assert [optimizer.state[p]["step"].item() for p in params] == [4, 2, 4]
 
 
-def test_a_parameter_that_gets_its_first_gradient_late(backend):
+def test_a_late_first_gradient_gives_the_same_bits(backend):
     params = parameters((5,), (64,))
     flat = FusedRAdam(copies(params), backend=backend, flatten=True)
     plain = FusedRAdam(copies(params), backend="cpu")
@@ -219,7 +218,7 @@ MOVES = {
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_moved_parameter_is_an_error_that_names_it(move, steps, backend):
+def test_a_moved_parameter_raises_with_its_name(move, steps, backend):
     params = parameters((5,), (64,))
     named = [("first", params[0]), ("second", params[1])]
     optimizer = FusedRAdam(named, backend=backend, flatten=True)
@@ -234,7 +233,7 @@ def test_a_moved_parameter_is_an_error_that_names_it(move, steps, backend):
         assert_same_bits(p.detach(), was)
 
 
-def test_a_late_parameter_that_has_left_its_buffer_is_an_error():
+def test_a_late_parameter_outside_of_its_buffer_raises():
     params = parameters((5,), (64,))
     optimizer = FusedRAdam([("first", params[0]), ("second", params[1])], flatten=True)
     params[0].grad = torch.ones(5)
@@ -247,7 +246,7 @@ def test_a_late_parameter_that_has_left_its_buffer_is_an_error():
     assert_same_bits(params[0].detach(), before)
 
 
-def test_groups_that_move_keep_their_buffers_and_a_stranger_is_named(backend):
+def test_reordered_groups_keep_their_buffers_and_a_new_parameter_raises(backend):
     params = parameters((5,), (64,))
     flat = FusedRAdam([{"params": [p]} for p in params], backend=backend, flatten=True)
     train(flat, gradients(params, 2))
@@ -260,7 +259,7 @@ def test_groups_that_move_keep_their_buffers_and_a_stranger_is_named(backend):
         train(flat, [[torch.ones(5)]])
 
 
-def test_a_moment_that_was_replaced_is_taken_over(backend):
+def test_a_replaced_moment_moves_into_its_buffer(backend):
     params = parameters((5,), (64,))
     flat = FusedRAdam(copies(params), backend=backend, flatten=True)
     plain = FusedRAdam(copies(params), backend="cpu")
@@ -272,25 +271,25 @@ def test_a_moment_that_was_replaced_is_taken_over(backend):
     assert_same_run(flat, plain)
 
 
-def test_what_cannot_be_flattened_is_refused_and_left_alone():
+def test_parameters_that_cannot_be_flattened_raise_and_stay_unchanged():
     base = torch.randn(6, 6)
     gaps = torch.nn.Parameter(base[:, :3])
-    with pytest.raises(ValueError, match="parameter 0 does not fill a range of memory"):
-        FlatBuffers([gaps])
+    with pytest.raises(ValueError, match="parameter 0 is not dense"):
+        FlatGroup([gaps])
     assert gaps.data_ptr() == base.data_ptr()
     one = torch.nn.Parameter(torch.randn(4))
     other = torch.nn.Parameter(one.detach())
-    with pytest.raises(ValueError, match="shares memory with"):
-        FlatBuffers([one, other])
-    with pytest.raises(TypeError, match="no memory of its own"):
-        FlatBuffers([torch.nn.Parameter(torch.empty(3, device="meta"))])
+    with pytest.raises(ValueError, match="overlaps parameter 0 in memory"):
+        FlatGroup([one, other])
+    with pytest.raises(TypeError, match="without its own memory"):
+        FlatGroup([torch.nn.Parameter(torch.empty(3, device="meta"))])
     optimizer = FusedRAdam(parameters((3,)), flatten=True)
-    with pytest.raises(ValueError, match="does not fill a range"):
+    with pytest.raises(ValueError, match="is not dense"):
         optimizer.add_param_group({"params": [gaps]})
     assert len(optimizer.param_groups) == len(optimizer.flat_buffers) == 1
 
 
-def test_groups_have_buffers_of_their_own(backend):
+def test_groups_have_their_own_buffers(backend):
     params = parameters((5,), (64,), (7,))
 
     def make(params, **options):
@@ -301,147 +300,3 @@ def test_groups_have_buffers_of_their_own(backend):
     plain = train(make(copies(params), backend="cpu"), gradients(params, 8))
     assert len(flat.flat_buffers) == 2
     assert_same_run(flat, plain)
-
-
-class TestGradients:
-    """Gradients in flat buffers, when asked for."""
-
-    def pair(self, backend, shapes=SHAPES, **options):
-        params = parameters(*shapes)
-        flat = FusedRAdam(copies(params), backend=backend, flatten=True, **options)
-        flat.flat_buffers[0].flatten_gradients()
-        return params, flat, FusedRAdam(copies(params), backend="cpu", **options)
-
-    def accumulate(self, optimizer, grads):
-        for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
-            if p.grad is None:
-                p.grad = g.clone()
-            else:
-                p.grad += g
-
-    @pytest.mark.parametrize("eps", [1e-8, 0.0])
-    def test_the_same_run(self, eps, backend):
-        params, flat, plain = self.pair(backend, eps=eps, weight_decay=0.1)
-        for grads in gradients(params, 8):
-            for optimizer in (flat, plain):
-                optimizer.zero_grad()
-                self.accumulate(optimizer, grads)
-                optimizer.step()
-            assert_same_run(flat, plain)
-        [buffer] = flat.flat_buffers[0].buffers
-        for tensor in (buffer.data, buffer.grad):
-            assert tensor.isfinite().all()
-
-    def test_neighbours_without_padding_are_one_range(self):
-        # Without padding between them: multiples of 128 bytes.
-        params, flat, _ = self.pair("cpu", [(64, 16), (32,), (0,), (4, 8), (33,), (1025,)])
-        self.accumulate(flat, gradients(params, 1)[0])
-        flat.step()
-        [launch] = flat._launches
-        assert launch.read(flat.param_groups, flat.state)
-        assert len(launch.table.segments) == 2 * 8 * (len(ROLES) + 4)
-        launch.release()
-
-    def test_autograd_accumulates_in_the_buffer(self, backend):
-        nets = [model(), model()]
-        flat = FusedRAdam(nets[0].parameters(), lr=0.1, backend=backend, flatten=True)
-        flat.flat_buffers[0].flatten_gradients()
-        plain = FusedRAdam(nets[1].parameters(), lr=0.1, backend="cpu")
-        for net, optimizer in zip(nets, (flat, plain), strict=True):
-            run(net, optimizer)
-        assert_same_run(flat, plain)
-        [buffer] = flat.flat_buffers[0].buffers
-        for slot in buffer.slots:
-            assert slot.param.grad.data_ptr() == buffer.grad[slot.offset :].data_ptr()
-
-    def test_gradients_set_to_none_are_stepped_where_they_are(self, backend):
-        params, flat, plain = self.pair(backend)
-        for t, grads in enumerate(gradients(params, 8)):
-            for optimizer in (flat, plain):
-                for p in optimizer.param_groups[0]["params"]:
-                    p.grad = None  # as module.zero_grad() does
-                if t % 3 == 0:
-                    optimizer.zero_grad()
-                self.accumulate(optimizer, grads)
-                optimizer.step()
-            assert_same_run(flat, plain)
-
-    @pytest.mark.parametrize("hole", ["none", "frozen", "never"])
-    def test_padding_is_stepped_over_but_no_parameter(self, hole, backend):
-        params, flat, plain = self.pair(backend, [(5,), (5,), (5,), (32,)], weight_decay=0.1)
-        for t, grads in enumerate(gradients(params, 9)):
-            for optimizer in (flat, plain):
-                optimizer.zero_grad()
-                middle = optimizer.param_groups[0]["params"][1]
-                if hole == "frozen" and t == 3:
-                    middle.requires_grad_(False)
-                    optimizer.zero_grad()
-                self.accumulate(optimizer, grads)
-                if hole == "never" or t > 2:
-                    middle.grad = None
-                optimizer.step()
-            assert_same_run(flat, plain)
-
-    def test_a_frozen_parameter_has_no_flat_gradient(self):
-        _, flat, _ = self.pair("cpu")
-        p = flat.param_groups[0]["params"][0]
-        p.requires_grad_(False)
-        flat.zero_grad()
-        assert p.grad is None
-
-    def test_they_survive_a_copy(self):
-        params, flat, _ = self.pair("cpu")
-        other = copy.deepcopy(flat)
-        assert other.flat_buffers[0].buffers[0].grad is not None
-        for grads in gradients(params, 8):
-            for optimizer in (flat, other):
-                optimizer.zero_grad()
-                self.accumulate(optimizer, grads)
-                optimizer.step()
-        assert_same_run(other, flat)
-
-
-class TestForeignBuffers:
-    """A caller's own flat parameters and gradients."""
-
-    def test_a_flat_shard_is_stepped_directly(self, backend):
-        data, steps = torch.randn(1000), gradients(parameters((1000,)), 8)
-        shard = torch.nn.Parameter(data.clone())
-        optimizer = train(FusedRAdam([shard], backend=backend), steps)
-        parts = [torch.nn.Parameter(part.clone()) for part in data.split([300, 700])]
-        other = FusedRAdam(parts, backend="cpu")
-        train(other, [list(g.split([300, 700])) for [g] in steps])
-        assert_same_bits(shard.detach(), torch.cat([p.detach() for p in parts]))
-        assert optimizer.state[shard]["exp_avg"].numel() == 1000
-
-    def test_views_of_a_flat_parameter_and_gradient_are_stepped_in_place(self, backend):
-        flat, flat_grad = torch.randn(1000), torch.zeros(1000)
-        before = flat.clone()
-        sizes = [300, 1, 699]
-        params = [torch.nn.Parameter(part) for part in flat.split(sizes)]
-        optimizer = FusedRAdam(params, backend=backend)
-        whole = torch.nn.Parameter(before)
-        reference = FusedRAdam([whole], backend="cpu")
-        for [g] in gradients([whole], 8):
-            flat_grad.copy_(g)
-            for p, part in zip(params, flat_grad.split(sizes), strict=True):
-                p.grad = part
-            optimizer.step()
-            train(reference, [[g]])
-        assert_same_bits(flat, whole.detach())
-
-    def test_the_buffers_of_flatbuffers_as_one_parameter(self, backend):
-        params = parameters(*SHAPES)
-        flat = FlatBuffers(params, gradients=True)
-        [buffer] = flat.buffers
-        whole = torch.nn.Parameter(buffer.data)
-        whole.grad = buffer.grad
-        optimizer = FusedRAdam([whole], backend=backend)
-        plain = FusedRAdam(copies(params), backend="cpu")
-        for grads in gradients(params, 8):
-            for p, g in zip(params, grads, strict=True):
-                p.grad.copy_(g)
-            optimizer.step()
-            train(plain, [grads])
-        for p, q in zip(params, plain.param_groups[0]["params"], strict=True):
-            assert_same_bits(p.detach(), q.detach())

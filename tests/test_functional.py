@@ -1,11 +1,11 @@
-"""radam_step_ takes lists of tensors and does what the optimizer does."""
+"""radam_step_ takes lists of tensors and gives the bits of the optimizer."""
 
 import pytest
 import torch
 
 from radam_fused import FusedRAdam, radam_step_
 
-from .helpers import OPTIONS, assert_same_bits, gradients, parameters, train
+from .harness.helpers import OPTIONS, assert_same_bits, gradients, parameters, train
 
 
 def state_lists(params, amsgrad):
@@ -15,7 +15,7 @@ def state_lists(params, amsgrad):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_equals_the_optimizer(options, backend):
+def test_the_function_gives_the_bits_of_the_optimizer(options, backend):
     params, others = parameters((5, 3), (0,), (40,)), parameters((5, 3), (0,), (40,))
     steps = gradients(params, 8)
     optimizer = train(FusedRAdam(others, backend=backend, **options), steps)
@@ -40,7 +40,7 @@ def test_equals_the_optimizer(options, backend):
             assert_same_bits(tensors[i], optimizer.state[q][name], name)
 
 
-def test_each_parameter_has_its_own_count():
+def test_each_parameter_has_its_own_step_counter():
     params = [torch.ones(3), torch.ones(3)]
     lists, counts = state_lists(params, False)
     counts[1].fill_(9)
@@ -65,7 +65,7 @@ def test_errors_name_the_argument_and_change_nothing():
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "gaps"])
-def test_moments_in_another_memory_order_are_written_where_they_are(layout, backend):
+def test_moments_in_another_memory_order_are_written_in_place(layout, backend):
     outcomes = []
     for name in (backend, "eager"):
         p = parameters((2, 3, 4, 5))[0].detach().to(memory_format=torch.channels_last)

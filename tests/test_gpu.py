@@ -1,11 +1,11 @@
-"""What only a GPU can show: streams, devices, memory, sizes beyond 2^31."""
+"""Tests that need a GPU: streams, devices, memory, sizes beyond 2^31."""
 
 import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
 
-from .helpers import assert_same_bits, gradients, parameters
+from .harness.helpers import assert_same_bits, gradients, launches_of, parameters
 from .test_device_bits import assert_same_on_both, on, pair, step_both
 
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
 
 def stepped(gpu, shapes, **options):
     params = on(gpu.device, parameters(*shapes))
-    optimizer = FusedRAdam(params, backend=gpu.backend, **options)
+    optimizer = FusedRAdam(params, backend=gpu.name, **options)
     for p in params:
         p.grad = torch.ones_like(p)
     for _ in range(8):
@@ -24,12 +24,12 @@ def stepped(gpu, shapes, **options):
     return params, optimizer
 
 
-def test_auto_takes_the_backends_in_their_order(gpu, monkeypatch):
-    if gpu.backend == "triton":
+def test_auto_chooses_the_backends_in_their_order(gpu, monkeypatch):
+    if gpu.name == "triton":
         monkeypatch.delitem(backends.BACKENDS, "cuda")
-    gpu.backend, expected = "auto", {"cuda": "CudaLaunch", "triton": "TritonLaunch"}[gpu.backend]
+    gpu.name, expected = "auto", {"cuda": "CudaLaunch", "triton": "TritonLaunch"}[gpu.name]
     params, optimizer = stepped(gpu, [(3,)])
-    assert [type(launch).__name__ for launch in optimizer._launches] == [expected]
+    assert [type(launch).__name__ for launch in launches_of(optimizer)] == [expected]
     assert optimizer.state[params[0]]["step"].device.type == "cpu"
 
 
@@ -49,8 +49,8 @@ def test_a_step_neither_waits_nor_allocates(gpu, shapes, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"capturable": True}], ids=str)
-def test_the_caller_s_stream(gpu, options):
-    """A gradient that a stream is still waiting for is not read before."""
+def test_a_step_runs_on_the_current_stream(gpu, options):
+    """The step waits for a gradient that its stream has yet to write."""
     params = parameters((100_000,), *[(33,)] * 200)
     ours, theirs = pair(gpu, params)
     ours.param_groups[0].update(options)
@@ -77,7 +77,7 @@ def test_another_device(gpu):
     params = parameters((1000,), (64, 16))
     steps = gradients(params, 8)
     there = [*on("cuda:1", params[:1]), *on("cuda:0", params[1:])]
-    ours = FusedRAdam(there, backend=gpu.backend)
+    ours = FusedRAdam(there, backend=gpu.name)
     theirs = FusedRAdam(on("cpu", params), backend="cpu")
     for grads in steps:
         step_both([ours, theirs], grads)
@@ -86,7 +86,7 @@ def test_another_device(gpu):
 
 
 @pytest.mark.parametrize("elements", [2**31 + 1027], ids=["2^31"])
-def test_more_elements_than_32_bits_count(gpu, elements):
+def test_more_than_2_to_the_31_elements(gpu, elements):
     free, _ = torch.cuda.mem_get_info()
     if free < elements * 2 * 5:
         pytest.skip("not enough memory")
@@ -96,7 +96,7 @@ def test_more_elements_than_32_bits_count(gpu, elements):
     options = {"lr": 0.1, "moments_in_param_dtype": True}
     with torch.no_grad():
         p[-1027:] = last[0].cuda()
-    ours = FusedRAdam([p], backend=gpu.backend, **options)
+    ours = FusedRAdam([p], backend=gpu.name, **options)
     theirs = FusedRAdam(last, backend="cpu", **options)
     for [grad] in gradients(last, 8):
         p.grad[-1027:] = grad.cuda()
@@ -111,7 +111,7 @@ def test_more_elements_than_32_bits_count(gpu, elements):
 
 
 def test_parameters_on_the_cpu_and_on_a_gpu(gpu, monkeypatch):
-    if gpu.backend == "triton":
+    if gpu.name == "triton":
         monkeypatch.delitem(backends.BACKENDS, "cuda")
     params = parameters((40,), (50,))
     mixed = [*on("cuda", params[:1]), *on("cpu", params[1:])]

@@ -1,4 +1,4 @@
-"""capturable=True: steps counted on the device, captured and replayed exactly."""
+"""capturable=True: the device counts the steps; graphs are captured and replayed exactly."""
 
 import copy
 import random
@@ -10,10 +10,10 @@ from radam_fused import FusedRAdam
 from radam_fused.options import COEFFICIENTS, DEFAULTS, OPTION_NAMES
 from radam_fused.rectification import coefficients
 
+from .harness.helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
 from .harness.host_grid import host_grid
-from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
+from .harness.truth import Truth
 from .test_device_bits import assert_same_on_both, on, pair, step_both
-from .truth import Truth
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This instance was constructed with capturable"),
@@ -54,13 +54,13 @@ def test_the_cuda_prologue_has_the_host_s_bits():
 
 
 class Loop:
-    """A training step whose gradients lie where a graph finds them."""
+    """Training steps whose gradients keep their addresses, as a graph requires."""
 
-    def __init__(self, engine, params, **options):
-        self.engine = engine
-        self.params = on(engine.device, params)
+    def __init__(self, device_backend, params, **options):
+        self.device_backend = device_backend
+        self.params = on(device_backend.device, params)
         self.optimizer = FusedRAdam(
-            self.params, backend=engine.backend, **{"capturable": True, **options}
+            self.params, backend=device_backend.name, **{"capturable": True, **options}
         )
         for p in self.params:
             p.grad = torch.zeros_like(p)
@@ -77,8 +77,8 @@ class Loop:
         self.optimizer.step()
 
     def capture(self):
-        graph = self.engine.new_graph()
-        with self.engine.capture(graph):
+        graph = self.device_backend.new_graph()
+        with self.device_backend.capture(graph):
             self.optimizer.step()
         return graph
 
@@ -87,53 +87,55 @@ class Loop:
         graph.replay()
 
     def check(self):
-        self.engine.synchronize()
+        self.device_backend.synchronize()
         assert_same_on_both(self.optimizer, self.reference)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_counted_on_the_device_is_counted_on_the_host(options, engine):
+def test_counting_on_the_device_gives_the_bits_of_the_host(options, device_backend):
     params = parameters((5, 3), (0,), (1025,), ())
-    ours, theirs = pair(engine, params, capturable=False, **options)
+    ours, theirs = pair(device_backend, params, capturable=False, **options)
     for group in ours.param_groups:
         group["capturable"] = True
     for t, grads in enumerate(gradients(params, 9)):
         step_both([ours, theirs], [None if i == t % 3 else g for i, g in enumerate(grads)])
         assert_same_on_both(ours, theirs)
     for p in ours.param_groups[0]["params"]:
-        assert ours.state[p]["step"].device == engine.device
+        assert ours.state[p]["step"].device == device_backend.device
         assert ours.state[p]["step"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("count", [3, 20, 900])
 @pytest.mark.parametrize(
-    "options", [{}, {"amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.9)}], ids=str
+    "options",
+    [{}, {"amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.9)}],
+    ids=["plain", "amsgrad"],
 )
-def test_replays_are_steps(options, count, engine):
-    if engine.is_slow and count > 100:
+def test_replays_are_steps(options, count, device_backend):
+    if device_backend.is_slow and count > 100:
         pytest.skip("takes too long")
     params = parameters(*[(1 + i % 300,) for i in range(count)])
-    loop = Loop(engine, params, **options)
+    loop = Loop(device_backend, params, **options)
     steps = iter(gradients(params, 13))
     loop.step(next(steps))
     graph = loop.capture()
-    for grads in steps:  # over the threshold
+    for grads in steps:  # beyond the threshold
         loop.replay(graph, grads)
     loop.check()
 
 
-def test_a_captured_training_step(engine):
+def test_a_captured_training_step(device_backend):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    if engine.device.type == "cpu":
+    if device_backend.device.type == "cpu":
         pytest.skip("a graph of the host's grid captures the step alone")
     batches = torch.randn(12, 16, 6)
     runs = []
     for captured in (False, True):
-        net = copy.deepcopy(model).to(engine.device)
-        options = {"capturable": captured, "backend": engine.backend}
+        net = copy.deepcopy(model).to(device_backend.device)
+        options = {"capturable": captured, "backend": device_backend.name}
         optimizer = FusedRAdam(net.parameters(), lr=0.1, **options)
-        batch = batches[0].to(engine.device)
+        batch = batches[0].to(device_backend.device)
 
         def train(net=net, optimizer=optimizer, batch=batch):
             optimizer.zero_grad(set_to_none=True)
@@ -161,10 +163,10 @@ def test_a_captured_training_step(engine):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
-def test_a_learning_rate_on_the_device_is_read_by_every_replay(shape, dtype, engine):
+def test_every_replay_reads_a_learning_rate_on_the_device(shape, dtype, device_backend):
     params = parameters((40,))
-    lr = torch.full(shape, 0.5, dtype=dtype, device=engine.device)
-    loop = Loop(engine, params, lr=lr)
+    lr = torch.full(shape, 0.5, dtype=dtype, device=device_backend.device)
+    loop = Loop(device_backend, params, lr=lr)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(loop.optimizer, 0.5)
     steps = gradients(params, 9)
     loop.step(steps[0])
@@ -177,9 +179,9 @@ def test_a_learning_rate_on_the_device_is_read_by_every_replay(shape, dtype, eng
     loop.check()
 
 
-def test_eager_steps_between_replays_leave_the_graph_its_table(engine):
+def test_steps_between_replays_do_not_change_the_graph(device_backend):
     params = parameters((70,), (1025,))
-    loop = Loop(engine, params)
+    loop = Loop(device_backend, params)
     steps = gradients(params, 9)
     loop.step(steps[0])
     graph = loop.capture()
@@ -197,16 +199,18 @@ def test_eager_steps_between_replays_leave_the_graph_its_table(engine):
 
 
 @pytest.mark.parametrize("beta2", [0.99, 0.999, 0.9999, 0.99999])
-def test_capturable_is_exact_where_torch_s_is_not(beta2, engine):
-    """torch's capturable form is 58 % off at its first rectified update at 0.9999."""
-    [p] = on(engine.device, parameters((64,)))
-    optimizer = FusedRAdam([p], lr=1.0, betas=(0.9, beta2), capturable=True, backend=engine.backend)
+def test_capturable_is_exact_where_torch_s_is_not(beta2, device_backend):
+    """At 0.9999, torch's first rectified capturable update has an error of 58 %."""
+    [p] = on(device_backend.device, parameters((64,)))
+    optimizer = FusedRAdam(
+        [p], lr=1.0, betas=(0.9, beta2), capturable=True, backend=device_backend.name
+    )
     truth = Truth(p.detach().cpu().double().numpy())
     for [grad] in gradients([p.cpu()], 6):  # the last is the first that is rectified
         with torch.no_grad():
-            p.zero_()  # so that the movement is not rounded to the parameter's digits
+            p.zero_()  # so that the update is not rounded to the digits of the parameter
         truth.p[:] = 0
-        p.grad = grad.to(engine.device)
+        p.grad = grad.to(device_backend.device)
         optimizer.step()
         truth.step(grad.double().numpy(), lr=1.0, betas=(0.9, beta2))
     [state] = optimizer.rectification()
@@ -215,27 +219,27 @@ def test_capturable_is_exact_where_torch_s_is_not(beta2, engine):
     assert ((moved - true).norm() / true.norm()).item() < 1e-6
 
 
-def captured_loop(engine, **options):
+def captured_loop(device_backend, **options):
     params = parameters((8,), (9,))
-    loop = Loop(engine, params, **options)
+    loop = Loop(device_backend, params, **options)
     loop.step(gradients(params, 1)[0])
     return loop, loop.capture()
 
 
-def test_the_first_step_is_not_captured(engine):
-    params = on(engine.device, parameters((8,)))
-    optimizer = FusedRAdam(params, capturable=True, backend=engine.backend)
+def test_capturing_the_first_step_raises(device_backend):
+    params = on(device_backend.device, parameters((8,)))
+    optimizer = FusedRAdam(params, capturable=True, backend=device_backend.name)
     params[0].grad = torch.ones_like(params[0])
-    graph = engine.new_graph()
+    graph = device_backend.new_graph()
     with (
         pytest.raises(RuntimeError, match="cannot capture this step: it allocates state"),
-        engine.capture(graph),
+        device_backend.capture(graph),
     ):
         optimizer.step()
 
 
-def test_a_step_that_is_not_capturable_is_not_captured_on_a_gpu():
-    """torch's own check, on a GPU."""
+def test_capturing_without_capturable_raises_on_a_gpu():
+    """The check is part of torch."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     params = on("cuda", parameters((8,)))
@@ -249,13 +253,15 @@ def test_a_step_that_is_not_capturable_is_not_captured_on_a_gpu():
         optimizer.step()
 
 
-def test_a_capturable_checkpoint_keeps_its_counters_on_the_device(engine):
-    loop, graph = captured_loop(engine)
+def test_a_capturable_checkpoint_keeps_its_counters_on_the_device(device_backend):
+    loop, graph = captured_loop(device_backend)
     del graph
-    other = FusedRAdam(on(engine.device, loop.params), capturable=True, backend=engine.backend)
+    other = FusedRAdam(
+        on(device_backend.device, loop.params), capturable=True, backend=device_backend.name
+    )
     other.load_state_dict(loop.optimizer.state_dict())
     for p in other.param_groups[0]["params"]:
-        assert other.state[p]["step"].device == engine.device
+        assert other.state[p]["step"].device == device_backend.device
         assert other.state[p]["step"].item() == 1
 
 
@@ -266,10 +272,10 @@ def test_capturable_needs_a_backend_that_counts_on_the_device():
         FusedRAdam(parameters((2,)), capturable=True, backend="cpu")
 
 
-def test_a_learning_rate_of_an_odd_dtype_is_refused(engine):
-    params = on(engine.device, parameters((2,)))
-    lr = torch.tensor(0.5, dtype=torch.bfloat16, device=engine.device)
-    optimizer = FusedRAdam(params, lr=lr, capturable=True, backend=engine.backend)
+def test_a_bfloat16_learning_rate_on_the_device_raises(device_backend):
+    params = on(device_backend.device, parameters((2,)))
+    lr = torch.tensor(0.5, dtype=torch.bfloat16, device=device_backend.device)
+    optimizer = FusedRAdam(params, lr=lr, capturable=True, backend=device_backend.name)
     params[0].grad = torch.ones_like(params[0])
     with pytest.raises(ValueError, match=r"lr has dtype torch.bfloat16, expected"):
         optimizer.step()

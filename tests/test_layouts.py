@@ -1,4 +1,4 @@
-"""Any memory order, misalignment and kind of tensor; nothing outside a tensor is touched."""
+"""Any memory order, alignment and kind of tensor; no memory outside of a tensor changes."""
 
 import copy
 import weakref
@@ -8,7 +8,7 @@ import torch
 
 from radam_fused import FusedRAdam, extension
 
-from .helpers import (
+from .harness.helpers import (
     assert_same_bits,
     assert_same_run,
     counted_copies,
@@ -22,7 +22,7 @@ def with_gaps(t):
     return torch.stack([t, t], dim=-1)[..., 0]
 
 
-# Each gives the same values in the same shape, in a memory order of its own.
+# Each returns the same values and shape in a different memory order.
 LAYOUTS = {
     "contiguous": torch.clone,
     "channels_last": lambda t: t.clone(memory_format=torch.channels_last),
@@ -49,7 +49,7 @@ def test_memory_orders(param_layout, grad_layout, amsgrad):
     assert_same_run(optimizer, expected)
 
 
-def test_usual_tensors_are_stepped_in_place():
+def test_usual_tensors_are_not_copied():
     params = parameters((3, 4), (), (0,), (2, 3, 4, 5), (70_000,))
     params += parameters((3,), dtype=torch.bfloat16) + parameters((4,), dtype=torch.complex64)
     params += [torch.nn.Parameter(LAYOUTS[k](params[3].detach())) for k in LAYOUTS if k != "gaps"]
@@ -68,7 +68,7 @@ def test_usual_tensors_are_stepped_in_place():
     assert [tensor is params[-1] for tensor in copied] == [True]
 
 
-def test_an_odd_gradient_alone_is_copied_and_only_for_a_step():
+def test_only_a_gradient_in_another_order_is_copied():
     [p] = parameters((40, 30))
     optimizer = FusedRAdam([p], backend="cpu")
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_an_odd_gradient_alone_is_copied_and_only_for_a_step():
     assert [copy() for copy in copies] == [None]
 
 
-def test_loaded_moments_are_brought_into_the_parameter_s_order():
+def test_loaded_moments_get_the_memory_order_of_their_parameter():
     plain = parameters((2, 3, 4, 5))
     steps = gradients(plain, 12)
     moved = [torch.nn.Parameter(LAYOUTS["channels_last"](plain[0].detach()))]
@@ -114,14 +114,14 @@ def test_loaded_moments_are_brought_into_the_parameter_s_order():
     assert other.state[moved[0]]["exp_avg"].stride() == moved[0].stride()
 
 
-def test_layouts_are_what_they_say():
+def test_the_layouts_of_these_tests_differ():
     values = torch.randn(2, 3, 4, 5)
     strides = {layout(values).stride() for layout in LAYOUTS.values()}
     assert len(strides) == len(LAYOUTS)
     assert all(torch.equal(layout(values), values) for layout in LAYOUTS.values())
 
 
-def test_moments_take_over_the_memory_order():
+def test_new_moments_have_the_memory_order_of_their_parameter():
     p = torch.nn.Parameter(LAYOUTS["channels_last"](torch.randn(2, 3, 4, 5)))
     optimizer = train(FusedRAdam([p]), [[torch.randn(2, 3, 4, 5)]])
     assert optimizer.state[p]["exp_avg"].stride() == p.stride()
@@ -192,7 +192,7 @@ def test_lazily_conjugated_gradient():
 
 
 def test_lazily_negated_gradient_of_a_scalar():
-    """Autograd leaves one behind the imaginary part of a conjugate."""
+    """Autograd produces one for the imaginary part of a conjugate."""
     p, q = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.tensor(2.0))
     one, other = FusedRAdam([p], backend="cpu"), FusedRAdam([q], backend="eager")
     for negated in (False, True, True, False, True):
@@ -242,14 +242,14 @@ def test_parameter_subclass_with_its_own_memory():
     assert optimizer.state[p]["step"] == 3
 
 
-def test_unused_strides_are_no_reason_to_move_moments():
+def test_unused_strides_do_not_move_moments():
     p = torch.nn.Parameter(torch.randn(5).as_strided((1, 5), (77, 1)))
     optimizer = FusedRAdam([p], backend="cpu")
     held = []
     for _ in range(3):
         p.grad = torch.ones(1, 5)
         optimizer.step()
-        optimizer.__setstate__({})  # plans anew
+        optimizer.__setstate__({})  # discards the plan
         held.append(optimizer.state[p]["exp_avg"])
     assert held[0] is held[1] is held[2]
     assert optimizer.state[p]["step"] == 3

@@ -1,4 +1,4 @@
-"""A step after the first allocates nothing that grows with the model."""
+"""A steady step allocates nothing that grows with the model."""
 
 import gc
 import tracemalloc
@@ -8,7 +8,7 @@ import torch
 
 from radam_fused import FusedRAdam
 
-from .helpers import parameters
+from .harness.helpers import parameters
 
 
 def stepped(shapes, **options):
@@ -16,13 +16,13 @@ def stepped(shapes, **options):
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer = FusedRAdam(params, backend="cpu", **options)
-    for _ in range(8):  # past the threshold
+    for _ in range(8):  # beyond the threshold
         optimizer.step()
     return optimizer
 
 
 def tensor_bytes(optimizer, steps=3):
-    """Bytes that torch's allocator hands out during some steps."""
+    """Bytes that torch allocates during some steps."""
     with torch.profiler.profile(profile_memory=True) as profile:
         for _ in range(steps):
             optimizer.step()
@@ -30,7 +30,7 @@ def tensor_bytes(optimizer, steps=3):
 
 
 def python_peak(optimizer):
-    """Most bytes of Python objects alive at once during a step, beyond those before it."""
+    """The peak memory of new Python objects during a step, in bytes."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -45,12 +45,12 @@ def python_peak(optimizer):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True, "weight_decay": 0.1}], ids=str)
-def test_no_tensor_memory(options):
+def test_a_step_allocates_no_tensor_memory(options):
     assert tensor_bytes(stepped([(100_000,), (64, 16), ()], **options)) == 0
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_measure_sees_an_allocating_optimizer():
+def test_an_optimizer_that_allocates_is_noticed():
     params = parameters((100_000,))
     params[0].grad = torch.ones(100_000)
     optimizer = torch.optim.RAdam(params)
@@ -59,11 +59,11 @@ def test_the_measure_sees_an_allocating_optimizer():
 
 
 @pytest.mark.parametrize("frozen", [0, 1], ids=["all-active", "one-frozen"])
-def test_no_python_memory_that_grows_with_the_number_of_tensors(frozen):
+def test_a_step_allocates_no_python_memory_per_tensor(frozen):
     optimizers = [stepped([(4,)] * count) for count in (10, 2000)]
     for optimizer in optimizers:
         for p in optimizer.param_groups[0]["params"][:frozen]:
             p.grad = None
     few, many = map(python_peak, optimizers)
-    # A list of one pointer a tensor would be 16,000 bytes.
+    # A list with one pointer per tensor would have 16,000 bytes.
     assert many - few < 4000

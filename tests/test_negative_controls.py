@@ -1,11 +1,19 @@
-"""Deliberately wrong optimizers, which the suite's own assertions must catch."""
+"""Wrong optimizers that the assertions of this suite must catch."""
 
 import pytest
 import torch
 
 from radam_fused import FusedRAdam
 
-from .helpers import assert_same_run, assert_true, copies, fused, gradients, parameters, train
+from .harness.helpers import (
+    assert_same_run,
+    assert_true,
+    copies,
+    fused,
+    gradients,
+    parameters,
+    train,
+)
 
 
 class NoOp(FusedRAdam):
@@ -56,7 +64,7 @@ def swapped_betas(params, **options):
 
 
 class StaleStep(FusedRAdam):
-    """Takes every step to be one earlier than it is, from the eighth on."""
+    """Uses the previous step count from the eighth step on."""
 
     def step(self, closure=None):
         for state in self.state.values():
@@ -83,7 +91,7 @@ def lost_moments(params, **options):
     return LostMoments(params, **options)
 
 
-# An eps and a decay large enough to be seen in float32.
+# An eps and a decay that are large enough to matter in float32.
 OPTIONS = {"eps": 1e-3, "weight_decay": 0.1}
 
 WRONG = [

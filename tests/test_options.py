@@ -1,4 +1,4 @@
-"""Options and state tensors are declared once; what must agree with the declarations does."""
+"""Everything agrees with the declarations of the options and of the state tensors."""
 
 import inspect
 import warnings
@@ -10,7 +10,7 @@ import radam_fused
 from radam_fused import FusedRAdam, options, radam_step_, rectification, state
 from radam_fused.extension import _C
 
-from .helpers import gradients, parameters, train
+from .harness.helpers import gradients, launches_of, parameters, train
 
 
 def test_the_extension_has_the_declared_options_and_tensors_in_their_order():
@@ -47,7 +47,7 @@ def test_every_option_is_documented(documented):
     assert max(map(len, documented.__doc__.splitlines())) <= 100
 
 
-def test_an_option_that_the_functional_form_lacks_is_an_error():
+def test_the_functional_form_rejects_other_options():
     with pytest.raises(TypeError, match="unexpected keyword argument 'amsgrad'"):
         radam_step_([], [], [], [], [], amsgrad=True)
 
@@ -61,7 +61,7 @@ def test_the_state_has_the_declared_tensors():
 
 
 class TestGroupOptions:
-    """The reader of the groups' options."""
+    """The reader of the options of all groups."""
 
     def reader(self):
         return radam_fused.backends.new_numbers()
@@ -83,19 +83,19 @@ class TestGroupOptions:
         assert reader.read(groups) == [0, 1, 2]
 
     @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay", "rectify_threshold"])
-    def test_a_value_that_is_no_number_is_named(self, name):
+    def test_a_value_that_is_not_a_number_raises_with_its_name(self, name):
         groups = [self.group()]
         groups[0][name] = "1e-3"
         with pytest.raises(TypeError, match=f"Invalid {name} value: '1e-3', expected a number"):
             self.reader().read(groups)
 
-    def test_a_group_without_an_option_of_torch_s_is_a_key_error(self):
+    def test_a_group_without_an_option_of_torch_raises(self):
         groups = [self.group()]
         del groups[0]["eps"]
         with pytest.raises(KeyError, match="eps"):
             self.reader().read(groups)
 
-    def test_a_learning_rate_that_is_a_tensor_is_let_go(self):
+    def test_a_tensor_learning_rate_is_released(self):
         import weakref
 
         lr = torch.tensor(0.1)
@@ -114,7 +114,7 @@ def test_groups_with_the_same_options_share_coefficients_and_others_do_not():
         [{"params": [p], "lr": lr} for p, lr in zip(params, rates, strict=True)], backend="cpu"
     )
     train(optimizer, gradients(params, 2))
-    [launch] = optimizer._launches
+    [launch] = launches_of(optimizer)
     coefficients = []
     compute = launch.compute
 
@@ -127,7 +127,7 @@ def test_groups_with_the_same_options_share_coefficients_and_others_do_not():
     assert coefficients == [3]
 
 
-def test_the_warning_of_steps_that_are_never_rectified_names_the_caller_s_line():
+def test_the_warning_names_the_line_of_the_user():
     [p, q] = parameters((2,), (3,))
     for add in (
         lambda: FusedRAdam([p], betas=(0.9, 0.5)),

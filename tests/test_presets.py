@@ -1,4 +1,4 @@
-"""Each preset against the implementation that it is named after, or a restatement of it."""
+"""Each preset agrees with its implementation, or with a restatement of its formula."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch
 
 from radam_fused import PRESETS, FusedRAdam
 
-from .helpers import copies, gradients, parameters, train
+from .harness.helpers import copies, gradients, parameters, train
 
 LR, DECAY, STEPS = 0.01, 0.1, 40
 
@@ -102,11 +102,11 @@ def preset_run(name, start, steps, decay=True):
 
 @pytest.mark.parametrize("steps", [3, STEPS], ids=["before-the-threshold", "after-it"])
 @pytest.mark.parametrize("name", RESTATED)
-def test_restated(name, steps):
+def test_a_preset_agrees_with_its_formula(name, steps):
     [start] = parameters((50,), dtype=torch.float64)
     grads = gradients([start], steps)
     ours = preset_run(name, start, grads, decay=name not in UNDECAYED)
-    # keras decays after the update is formed, from the old parameter: the same to rounding.
+    # keras adds the decay of the old parameter to the update, which differs only by rounding.
     torch.testing.assert_close(ours, restated_run(name, start.detach(), grads), rtol=1e-9, atol=0)
 
 
@@ -119,7 +119,7 @@ PACKAGES = {
 
 @pytest.mark.parametrize("steps", [3, STEPS], ids=["before-the-threshold", "after-it"])
 @pytest.mark.parametrize("name", PACKAGES)
-def test_the_package_itself(name, steps):
+def test_a_preset_agrees_with_the_installed_package(name, steps):
     [start] = parameters((50,))
     grads = gradients([start], steps)
     [theirs] = copies([start])
@@ -131,13 +131,13 @@ def test_the_package_itself(name, steps):
 def test_every_preset_is_tested_and_differs_from_the_others():
     assert set(PRESETS) == {*RESTATED, *PACKAGES}
     [start] = parameters((50,))
-    grads = gradients([start], 7, scale=1e-7)  # so small that every eps shows
+    grads = gradients([start], 7, scale=1e-7)  # so small that every eps matters
     ends = {name: preset_run(name, start, grads, decay=True).numpy().tobytes() for name in PRESETS}
     assert ends["pytorch_optimizer"] == ends["official"]
     assert len(set(ends.values())) == len(ends) - 1
 
 
-def test_presets_cannot_be_changed_by_accident():
+def test_presets_are_read_only():
     with pytest.raises(TypeError):
         PRESETS["torch"]["lr"] = 1.0
     with pytest.raises(TypeError):

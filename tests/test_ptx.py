@@ -1,4 +1,4 @@
-"""The compiled kernels of the devices, executed from their PTX, give the bits of the CPU kernel.
+"""The compiled device kernels, executed from their PTX, give the bits of the CPU kernel.
 
 RADAM_PTX=full runs many more cases; RADAM_PTX_ARCH=75 compiles for another architecture.
 """
@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from .harness.helpers import gradients, launches_of, parameters
 from .harness.ptx import Memory, PtxError, mutants
 from .harness.ptx.cases import DTYPES, ROLES, Pair, Row, every_way
 from .harness.ptx.cuda import UPLOAD, CudaPtx
 from .harness.ptx.far import CHUNK, assert_same_far, edges
 from .harness.ptx.prologues import assert_same_prologue
-from .helpers import gradients, parameters
 from .test_graphs import Loop, drawn_options, drawn_step
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:This instance was constructed with capturable"),
     pytest.mark.filterwarnings("ignore:no step is ever rectified"),
 ]
@@ -48,7 +49,7 @@ def triton(monkeypatch):
 
 @pytest.fixture(params=[cuda, triton], ids=["cuda-ptx", "triton-ptx"])
 def ptx(request, monkeypatch):
-    """A backend from its PTX."""
+    """A device backend, executed from its PTX."""
     return request.param(monkeypatch)
 
 
@@ -58,17 +59,17 @@ def triton_ptx(monkeypatch):
 
 
 def assert_covered(kernel):
-    """Every instruction of the kernel has been executed."""
+    """Assert that every instruction of a kernel was executed."""
     done, every = kernel.program.coverage()
     assert done == every
 
 
-# Few enough segments and step counts for the arguments of the CUDA kernel, and of such sizes that
-# the search for a block's segment begins at another.
+# Few enough segments and step counts for the arguments of the CUDA kernel, with sizes for which the
+# search begins at a wrong segment.
 ROWS = [Row(20_000, 20), Row(1027, 0, ("grad",)), Row(1023, 20), Row(1, 20), Row(0), Row(2048)]
 FEW = [({"weight_decay": 0.1}, [*ROWS, Row(129), Row(300, 4, ROLES)])]
 
-# The largest grid there is, of 2^31 - 1 blocks.
+# The largest possible grid, of 2^31 - 1 blocks.
 LARGEST = [(2**40, 0), ((2**31 - 1) * CHUNK - 2**40 - 2 * CHUNK, 1), (1000, 0), (1, 1)]
 FAR_BLOCKS = [0, 2**30 - 1, 2**30, 2**31 - 4, 2**31 - 3, 2**31 - 2]
 
@@ -79,8 +80,8 @@ def test_every_way_through_a_kernel(dtypes, amsgrad, ptx):
     draw = random.Random(f"{names(dtypes)} {amsgrad}")
     kernel = ptx.step_kernel(dtypes, amsgrad)
     kernel.program.forget()
-    Pair(ptx.backend, dtypes, [*every_way()], draw, amsgrad, odd=0.02).step()
-    pair = Pair(ptx.backend, dtypes, FEW, draw, amsgrad, odd=0.4)
+    Pair(ptx.name, dtypes, [*every_way()], draw, amsgrad, odd=0.02).step()
+    pair = Pair(ptx.name, dtypes, FEW, draw, amsgrad, odd=0.4)
     pair.step()
     pair.step()
     assert_same_far(ptx, dtypes, amsgrad, LARGEST, FAR_BLOCKS, draw)
@@ -119,8 +120,8 @@ def test_every_way_through_the_prologue(ptx):
     kernels = [ptx.prologue_kernel(counter) for counter in COUNTERS]
     for kernel in kernels:
         kernel.program.forget()
-    verdicts = [None] * 6 + [0.0, -0.0, 1.0, 1e-45, float("inf"), float("nan")]
-    for found_inf in verdicts:
+    overflows = [None] * 6 + [0.0, -0.0, 1.0, 1e-45, float("inf"), float("nan")]
+    for found_inf in overflows:
         for counter in COUNTERS:
             counts = [drawn_step(draw) for _ in range(draw.choice([127, 128, 129]))]
             assert_same_prologue(ptx, draw, counts, counter, found_inf)
@@ -135,7 +136,7 @@ def test_drawn_prologues(seed, ptx):
     assert_same_prologue(ptx, draw, counts, draw.choice(COUNTERS), draw.choice([None, 0.0]))
 
 
-def test_counts_that_a_counter_no_longer_holds(ptx):
+def test_step_counts_beyond_the_precision_of_a_counter(ptx):
     draw = random.Random(0)
     limit = 2**24
     counts = [limit - 1, limit, limit + 1, limit + 3, 2**30 + 1]
@@ -150,7 +151,7 @@ def test_the_upload(count, monkeypatch):
     kernel.program.forget()
     arguments = np.zeros(1, UPLOAD)
     arguments["words"] = np.random.default_rng(count).integers(0, 2**63, 4093)
-    arguments["to"], arguments["count"] = 0x7FFF_FFFF_0008, count
+    arguments["to"], arguments["num_words"] = 0x7FFF_FFFF_0008, count
     memory = Memory()
     to = memory.allocate("words", 0x7FFF_FFFF_0008, np.zeros(count, "u8"), True)
     kernel.run(-(-count // kernel.threads), arguments.tobytes(), memory)
@@ -163,7 +164,7 @@ SIZES = [0, 1, 2, 3, 5, 7, 8, 9, 127, 129, 1023, 1024, 1025, 2047, 2048, 3000]
 
 
 def drawn_groups(draw, on_device):
-    """Groups of any options, with rows of any size, step count and alignment."""
+    """Groups with drawn options, and rows of drawn size, step count and alignment."""
     misaligned = draw.choice([0.0, 0.1, 1.0])
     many = draw.random() < 0.3
     for _ in range(draw.randrange(1, 5)):
@@ -192,7 +193,7 @@ def test_drawn_steps(seed, ptx):
     draw = random.Random(seed)
     on_device = draw.random() < 0.4
     pair = Pair(
-        ptx.backend,
+        ptx.name,
         draw.choice(DTYPES),
         [*drawn_groups(draw, on_device)],
         draw,
@@ -214,7 +215,7 @@ def test_replays_are_steps(options, ptx):
     loop.step(next(steps))
     graph = loop.capture()
     launches = ptx.launches()
-    for grads in steps:  # over the threshold
+    for grads in steps:  # beyond the threshold
         loop.replay(graph, grads)
     assert ptx.launches() == launches
     loop.check()
@@ -229,23 +230,23 @@ def captured(ptx):
     return loop, graph
 
 
-def test_a_workspace_that_is_freed_before_its_graph_is_noticed(ptx):
+def test_a_workspace_freed_before_its_graph_is_noticed(ptx):
     _loop, graph = captured(ptx)
     ptx.free_memory_of(graph)
     with pytest.raises(PtxError, match=r"lie in no workspace|has been freed"):
         graph.replay()
 
 
-def test_memory_that_is_freed_before_a_graph_copies_from_it_is_noticed(triton_ptx):
+def test_staging_memory_freed_before_its_graph_is_noticed(triton_ptx):
     loop, graph = captured(triton_ptx)
-    for launch in loop.optimizer._launches:
-        launch._of_graphs.clear()
+    for launch in launches_of(loop.optimizer):
+        launch._graph_staging.clear()  # nothing public frees it early
     with pytest.raises(PtxError, match="has been freed"):
         graph.replay()
 
 
 def noticed(ptx, runs, kernel, changed):
-    """Whether runs fail with a changed kernel."""
+    """Whether a run fails with a changed kernel."""
     ptx.changed[kernel.text] = changed
     try:
         for run in runs:
@@ -271,14 +272,14 @@ def steps(ptx, dtypes):
     """Runs of a step's kernel with amsgrad."""
 
     def every():
-        Pair(ptx.backend, dtypes, [*every_way()], random.Random(1), True, odd=0.02).step()
+        Pair(ptx.name, dtypes, [*every_way()], random.Random(1), True, odd=0.02).step()
 
     def few():
-        Pair(ptx.backend, dtypes, FEW, random.Random(2), True, odd=0.02).step()
+        Pair(ptx.name, dtypes, FEW, random.Random(2), True, odd=0.02).step()
 
     def scaled():
-        # By no power of two, with which a contracted product would be exact.
-        pair = Pair(ptx.backend, dtypes, [*every_way()], random.Random(3), True, on_device=True)
+        # Not a power of two: a contracted product would be exact.
+        pair = Pair(ptx.name, dtypes, [*every_way()], random.Random(3), True, on_device=True)
         for _ in range(3):
             pair.step(3.0, 0.0)
 
@@ -306,7 +307,7 @@ def prologues(ptx):
 
 
 def test_a_changed_step_is_noticed(ptx):
-    dtypes = FLOAT32 if ptx.backend == "cuda" else BFLOAT16
+    dtypes = FLOAT32 if ptx.name == "cuda" else BFLOAT16
     kernel, runs, draw = ptx.step_kernel(dtypes, True), steps(ptx, dtypes), random.Random(5)
     assert not noticed(ptx, runs, kernel, kernel.text + "\n")
     changes = sample(draw, mutants.swapped(kernel.text), 8)
@@ -337,7 +338,7 @@ def test_a_prologue_without_its_barrier_is_noticed(counter, triton_ptx):
 
 
 def test_a_step_without_a_barrier_is_noticed(triton_ptx):
-    """Where dtypes differ, numbers change threads through shared memory."""
+    """If dtypes differ, threads exchange data through shared memory."""
     kernel, runs = triton_ptx.step_kernel(BFLOAT16, True), steps(triton_ptx, BFLOAT16)
     changes = [*mutants.without_a_barrier(kernel.text)]
     assert changes

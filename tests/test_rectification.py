@@ -1,4 +1,4 @@
-"""rho, r_t and the coefficients, against many digits and values known from the paper."""
+"""rho_t, r_t and the coefficients agree with high precision and with values of the paper."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from radam_fused import FusedRAdam, rectification
 from radam_fused.rectification import Update, coefficients
 
-from . import truth
-from .helpers import gradients, parameters, train
+from .harness import truth
+from .harness.helpers import gradients, parameters, train
 
 BETAS = [0.5, 0.8, 0.9, 0.99, 0.999, 0.9999, 0.99999]
 
@@ -33,32 +33,33 @@ PLAIN = {
 
 @pytest.mark.parametrize("beta2", BETAS)
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 100, 4001])
-def test_rho_against_many_digits(beta2, step):
-    assert rectification.rho(step, beta2) == pytest.approx(float(truth.rho(step, beta2)), rel=1e-14)
+def test_rho_t_agrees_with_many_digits(beta2, step):
+    expected = float(truth.rho_t(step, beta2))
+    assert rectification.rho_t(step, beta2) == pytest.approx(expected, rel=1e-14)
 
 
 def test_rho_of_the_first_step_is_one():
     for beta2 in BETAS:
-        assert float(truth.rho(1, beta2)) == 1.0
-        assert rectification.rho(1, beta2) == 1.0
+        assert float(truth.rho_t(1, beta2)) == 1.0
+        assert rectification.rho_t(1, beta2) == 1.0
 
 
 def test_known_values_at_the_usual_beta2():
     assert rectification.rho_inf(0.999) == pytest.approx(1999.0)
-    assert rectification.rho(5, 0.999) == pytest.approx(4.996, abs=1e-3)
-    assert [rectification.rectification(t, 0.999) > 0 for t in (5, 6)] == [False, True]
+    assert rectification.rho_t(5, 0.999) == pytest.approx(4.996, abs=1e-3)
+    assert [rectification.r_t(t, 0.999) > 0 for t in (5, 6)] == [False, True]
     # The threshold of the paper rectifies one step earlier.
-    assert [rectification.rectification(t, 0.999, 4.0) > 0 for t in (4, 5)] == [False, True]
+    assert [rectification.r_t(t, 0.999, 4.0) > 0 for t in (4, 5)] == [False, True]
 
 
 @given(
     beta2=st.floats(0.68, 0.99999), step=st.integers(1, 300), threshold=st.sampled_from([4.0, 5.0])
 )
-def test_r_against_many_digits(beta2, step, threshold):
-    exact = truth.rho(step, beta2)
-    computed = rectification.rectification(step, beta2, threshold)
+def test_r_t_agrees_with_many_digits(beta2, step, threshold):
+    exact = truth.rho_t(step, beta2)
+    computed = rectification.r_t(step, beta2, threshold)
     if abs(exact - threshold) < 1e-12:
-        return  # too near the threshold for float64 to tell
+        return  # too near the threshold for float64
     if exact <= threshold:
         assert computed == 0.0
     else:
@@ -71,7 +72,7 @@ def test_r_against_many_digits(beta2, step, threshold):
 @example(rho=4.0)
 @example(rho=2.0 + 2.0**-50)
 @example(rho=2e16)
-def test_exact_variance_against_the_beta_function(rho):
+def test_the_exact_variance_agrees_with_the_beta_function(rho):
     true = truth.variance(rho)
     assert abs(rectification.variance(rho, exact=True) / true - 1) < 4e-15
 
@@ -79,30 +80,30 @@ def test_exact_variance_against_the_beta_function(rho):
 def test_known_variances():
     assert rectification.variance(5.0) == pytest.approx(5 / 6)
     assert rectification.variance(5.0, exact=True) == pytest.approx(0.251956, abs=1e-6)
-    # Of 1 / |g| over chi-squared of three degrees: 3 (1 - 2 / pi).
+    # The variance of 1 / |g| with chi-squared of three degrees of freedom is 3 (1 - 2 / pi).
     assert rectification.variance(3.0, exact=True) == pytest.approx(3 * (1 - 2 / np.pi), rel=1e-14)
 
 
 @given(beta2=st.floats(0.68, 0.9999999), step=st.integers(3, 300))
-def test_exact_r_against_the_beta_function(beta2, step):
-    at = float(truth.rho(step, beta2))
+def test_the_exact_r_t_agrees_with_the_beta_function(beta2, step):
+    at = float(truth.rho_t(step, beta2))
     if at > 2 + 1e-12:
-        computed = rectification.rectification(step, beta2, 2.0, exact=True)
+        computed = rectification.r_t(step, beta2, 2.0, exact=True)
         # Near 2 the variance is one over a small difference of rho_t.
         slack = 1e-14 * at / (at - 2)
         expected = float(truth.r(step, beta2, exact=True))
         assert computed == pytest.approx(expected, rel=1e-13 + slack)
 
 
-def test_exact_rectification_may_begin_at_the_third_step():
+def test_exact_rectification_can_begin_at_the_third_step():
     options = {"rectify_threshold": 2.0, "exact_rectification": True}
     kinds = [coefficients(t, **PLAIN | options).update for t in (1, 2, 3)]
     assert kinds == [Update.MOMENTUM, Update.MOMENTUM, Update.RECTIFIED]
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_r_grows_to_one(exact):
-    values = [rectification.rectification(t, 0.99, exact=exact) for t in range(1, 2000)]
+def test_r_t_increases_to_one(exact):
+    values = [rectification.r_t(t, 0.99, exact=exact) for t in range(1, 2000)]
     assert np.all(np.diff(values) >= -1e-15)
     assert values[-1] == pytest.approx(1.0, abs=1e-6)
     assert max(values) <= 1.0
@@ -110,7 +111,7 @@ def test_r_grows_to_one(exact):
 
 @pytest.mark.parametrize("beta2", [0.0, 0.5, 0.6, 2 / 3])
 def test_small_beta2_never_rectifies_and_warns(beta2):
-    assert all(rectification.rectification(t, beta2) == 0.0 for t in range(1, 1000))
+    assert all(rectification.r_t(t, beta2) == 0.0 for t in range(1, 1000))
     with pytest.warns(UserWarning, match="no step is ever rectified") as caught:
         FusedRAdam(parameters((2,)), betas=(0.9, beta2))
     assert caught[0].filename == __file__
@@ -162,7 +163,7 @@ def test_rectification_for_loggers():
     slow, quick = optimizer.rectification()
     for entry, beta2, lr in ((slow, 0.999, 0.1), (quick, 0.99, 0.5)):
         assert entry.rectified
-        assert entry.rho_t == pytest.approx(float(truth.rho(10, beta2)))
+        assert entry.rho_t == pytest.approx(float(truth.rho_t(10, beta2)))
         assert entry.r_t == pytest.approx(float(truth.r(10, beta2)))
         assert entry.step_size == pytest.approx(lr * entry.r_t)
     assert all(isinstance(value, float) for value in (quick.rho_t, quick.r_t, quick.step_size))

@@ -1,31 +1,24 @@
-"""What Triton's compiler makes of the kernels, for GPUs that need not be there."""
+"""The code that Triton compiles from the kernels, for GPUs that need not be present."""
 
 import re
-import struct
 import subprocess
 from collections import Counter
 from functools import cache
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from radam_fused import FusedRAdam, rectification
-from radam_fused.options import OPTION_NAMES
-from radam_fused.state import ROLES
-
-from .helpers import OPTIONS, assert_same_bits, copies, gradients, parameters, train
-from .test_device_bits import assert_same_on_both, step_both
+from radam_fused import rectification
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
-from radam_fused.triton_kernels import launch, step  # noqa: E402
-from radam_fused.triton_kernels.radam_math import MOMENTUM  # noqa: E402
+from radam_fused.triton_kernels import compiled as host_side  # noqa: E402
+from radam_fused.triton_kernels import kernels  # noqa: E402
+from radam_fused.triton_kernels.upload import CHUNK  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from .harness.ptx.triton import TritonPtx  # noqa: E402
+pytestmark = pytest.mark.slow
 
 FLOATS = {
     "float64": tl.float64,
@@ -48,14 +41,19 @@ EVERY = [(p, g, m) for p in FLOATS for g in FLOATS for m in sorted(moments(p))]
 USUAL = [(p, p, m) for p in FLOATS for m in sorted(moments(p))]
 
 
-# Of the kernels' arguments, as a launch passes them.
-TYPES = {"table": "*i64", "count": "i64", "coefficients": "*fp64", "option_rows": "*fp64"}
+# The argument types of the kernels.
+TYPES = {
+    "segments": "*i64",
+    "num_segments": "i64",
+    "coefficients": "*fp64",
+    "device_options": "*fp64",
+}
 TYPES |= {"x": "*fp32", "y": "*fp32"}
 
 
 @cache
 def compiled(kernel, target, constants=(), **options):
-    """A kernel for a target, with its arguments as the launcher has them."""
+    """Compile a kernel for a target, with the arguments that a run passes."""
     constants = dict(constants)
     names = kernel.arg_names
     source = triton.compiler.ASTSource(
@@ -69,13 +67,13 @@ def compiled(kernel, target, constants=(), **options):
 
 def step_for(target, param, grad, moment, amsgrad, **options):
     types = {"P": FLOATS[param], "G": FLOATS[grad], "M": FLOATS[moment]}
-    constants = {**types, "AMSGRAD": amsgrad, "CHUNK": launch.CHUNK, "PART": launch.PART}
-    options = launch.options_for(target, FLOATS[param], amsgrad) | options
-    return compiled(step.step_kernel, target, tuple(constants.items()), **options)
+    constants = {**types, "AMSGRAD": amsgrad, "CHUNK": CHUNK, "PART": host_side.PART}
+    options = host_side.options_for(target, FLOATS[param], amsgrad) | options
+    return compiled(kernels.step_kernel, target, tuple(constants.items()), **options)
 
 
 def prologue_for(target, counter="float32"):
-    return compiled(step.prologue_kernel, target, (("S", FLOATS[counter]),), num_warps=1)
+    return compiled(kernels.prologue_kernel, target, (("S", FLOATS[counter]),), num_warps=1)
 
 
 def nvidia(capability):
@@ -83,7 +81,7 @@ def nvidia(capability):
 
 
 def wide_accesses(ptx):
-    """How many global loads and stores move 128 bits; wider ones count as several."""
+    """The number of global 128-bit loads and stores; wider ones count as several."""
     counted = Counter()
     for kind, vector, bits in re.findall(r"\b(ld|st)\.global(?:\.\w+)*?\.v(\d)\.[bfu](\d+)", ptx):
         assert int(vector) * int(bits) % 128 == 0, "a vector access of less"
@@ -105,7 +103,7 @@ KERNELS = pytest.mark.parametrize(
 @KERNELS
 def test_whole_chunks_move_in_128_bit_accesses(capability, dtypes, amsgrad):
     param, grad, moment = (
-        BYTES[dtype] * launch.CHUNK // launch._THREADS for dtype in dtypes
+        BYTES[dtype] * CHUNK // host_side._THREADS for dtype in dtypes
     )  # of a thread
     moments = (3 if amsgrad else 2) * moment
     ptx = step_for(nvidia(capability), *dtypes, amsgrad).asm["ptx"]
@@ -114,22 +112,22 @@ def test_whole_chunks_move_in_128_bit_accesses(capability, dtypes, amsgrad):
 
 
 def arithmetic(ptx):
-    """The floating-point instructions with how they round."""
+    """The floating-point instructions and their rounding."""
     return set(
         re.findall(r"\b(fma|mad|add|sub|mul|div|sqrt)((?:\.\w+)*?)\.f(?:32|64)(?:x2)?\b", ptx)
     )
 
 
 @KERNELS
-def test_nothing_is_contracted(capability, dtypes, amsgrad):
+def test_no_operation_is_contracted(capability, dtypes, amsgrad):
     found = arithmetic(step_for(nvidia(capability), *dtypes, amsgrad).asm["ptx"])
     assert {name for name, _ in found} == {"add", "sub", "mul", "div", "sqrt"}
     assert {how for _, how in found} == {".rn"}
 
 
 @pytest.mark.parametrize("kernel", ["step", "prologue"])
-def test_places_are_counted_in_64_bits(kernel):
-    """Beyond 2^31 scalars; only places within a chunk, which are blocks, have 32."""
+def test_indices_have_64_bits(kernel):
+    """For more than 2^31 elements; only indices within a chunk have 32 bits."""
     if kernel == "step":
         code = step_for(nvidia(90), *["float32"] * 3, False).asm["ttir"]
     else:
@@ -149,7 +147,7 @@ def test_a_contracted_kernel_is_noticed():
 
 
 def resources(kernel, tmp_path):
-    """What the assembler says of a kernel."""
+    """The report of the assembler for a kernel."""
     binary = tmp_path / "kernel.cubin"
     binary.write_bytes(kernel.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -159,7 +157,7 @@ def resources(kernel, tmp_path):
 
 
 @KERNELS
-def test_nothing_spills(capability, dtypes, amsgrad, tmp_path):
+def test_no_register_spills(capability, dtypes, amsgrad, tmp_path):
     used = resources(step_for(nvidia(capability), *dtypes, amsgrad), tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
 
@@ -170,7 +168,7 @@ CAPABILITIES = pytest.mark.parametrize("capability", [75, 80, 90, 100, 120])
 
 @COUNTERS
 @CAPABILITIES
-def test_the_prologue_rounds_too(capability, counter, tmp_path):
+def test_the_prologue_rounds_every_operation(capability, counter, tmp_path):
     kernel = prologue_for(nvidia(capability), counter)
     found = arithmetic(kernel.asm["ptx"])
     assert {how for _, how in found} == {".rn"}
@@ -180,8 +178,8 @@ def test_the_prologue_rounds_too(capability, counter, tmp_path):
     assert used["STACK"] == used["LOCAL"] == 0
 
 
-def test_the_prologue_s_numbers_are_not_rounded_to_float32():
-    """A literal that is bound to a name would be."""
+def test_constants_of_the_prologue_are_float64():
+    """Triton rounds a literal to float32 if it is assigned to a name."""
     ptx = prologue_for(nvidia(90)).asm["ptx"]
     for number in rectification._SERIES:
         bits = [np.float64(sign * number).view(np.uint64) for sign in (1, -1)]
@@ -191,7 +189,7 @@ def test_the_prologue_s_numbers_are_not_rounded_to_float32():
 @COUNTERS
 @CAPABILITIES
 def test_every_lane_reads_a_counter_before_one_writes_it(capability, counter):
-    """The 32 lanes of the warp are free to run one after another."""
+    """The 32 lanes of a warp can run one after another."""
     ptx = prologue_for(nvidia(capability), counter).asm["ptx"]
     bits = FLOATS[counter].primitive_bitwidth
     [(read, between)] = re.findall(
@@ -207,7 +205,7 @@ GFX942 = GPUTarget("hip", "gfx942", 64)
 
 
 @pytest.mark.parametrize("dtypes", USUAL, ids="-".join)
-def test_amd(dtypes):
+def test_the_kernels_compile_for_amd(dtypes):
     code = step_for(GFX942, *dtypes, False).asm["amdgcn"]
     for kind in ("load", "store"):
         assert re.search(rf"\b(buffer|global)_{kind}_dwordx4\b", code)
@@ -217,13 +215,13 @@ def test_amd(dtypes):
 
 @triton.jit
 def quotients_and_roots(x, y):
-    """The same divisions and roots as the update's, which AMD's compiler builds of fused steps."""
+    """The divisions and roots of the update; AMD's compiler expands them with fused operations."""
     i = tl.arange(0, 1024)
     tl.store(x + i, tl.div_rn(tl.load(x + i), tl.sqrt_rn(tl.load(y + i))))
 
 
 def fused_steps(kernel):
-    """How many fused multiply-adds of one number or of two there are to each division."""
+    """The number of fused multiply-adds per division."""
     code = kernel.asm["amdgcn"]
     fused = len(re.findall(r"\bv_(?:fma|fmac|fmamk|fmaak|mad|mac)_f32", code))
     fused += 2 * len(re.findall(r"\bv_pk_fma_f32", code))
@@ -235,145 +233,3 @@ def test_nothing_is_contracted_on_amd():
     alone = fused_steps(compiled(quotients_and_roots, GFX942, num_warps=2))
     assert abs(fused_steps(step_for(GFX942, *float32, False)) - alone) < 0.5
     assert fused_steps(step_for(GFX942, *float32, False, enable_fp_fusion=True)) > alone + 1.5
-
-
-_devices = count()
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """backend="triton" on a GPU that is not there, for which nothing has been compiled."""
-    return TritonPtx(monkeypatch, device=f"new-{next(_devices)}")
-
-
-@pytest.fixture
-def compilations(gpu, monkeypatch):
-    """The names of the kernels that are compiled."""
-    names = []
-
-    def compiled_one(*, fn, already_compiled=False, **_):
-        if not already_compiled:
-            names.append(fn.name.rpartition(".")[2])
-
-    monkeypatch.setattr(triton.knobs.runtime, "jit_post_compile_hook", compiled_one)
-    return names
-
-
-class Table:
-    """A launch over as many segments as there are sizes, each with coefficients of its own."""
-
-    def __init__(self, gpu, *sizes, counter=None, offset=0):
-        self.kernels = launch.Kernels(gpu.device, [torch.float32] * 3, False, counter)
-        memory = torch.zeros(offset + 1000 * len(sizes), dtype=torch.uint8)
-        gpu.workspaces.note(memory)
-        self.upload = launch.Upload(memory[offset:])
-        self.segments, self.tensors, first = b"", [], 0
-        for row, size in enumerate(sizes):
-            tensors = {role: torch.ones(size) for role in ("param", "grad", *ROLES[3:5])}
-            tensors["step"] = torch.zeros((), dtype=counter)
-            addresses = [tensors[role].data_ptr() if role in tensors else 0 for role in ROLES]
-            self.segments += struct.pack(f"{len(ROLES)}q4q", *addresses, size, first, row, 0)
-            self.tensors.append(tensors)
-            first += -(-size // launch.CHUNK) * launch.CHUNK
-
-    def step(self, numbers):
-        self.kernels.step(self.upload, self.segments, numbers)
-
-
-def momentum_steps(*step_sizes):
-    """Rows of StepCoefficients, with bits in their padding."""
-    rows = [(1, 0, 1, 1, 0, 1, step_size, 0, MOMENTUM.value, -1) for step_size in step_sizes]
-    return b"".join(struct.pack("8d2i", *row) for row in rows)
-
-
-def test_a_step_makes_one_copy_of_what_has_changed(gpu, monkeypatch):
-    copy, copied = torch.Tensor.copy_, []
-
-    def counted(to, source, non_blocking=False):
-        copied.append(to.numel())
-        return copy(to, source, non_blocking)
-
-    monkeypatch.setattr(torch.Tensor, "copy_", counted)
-    table, other = Table(gpu, 5, 0, 1500), Table(gpu, 7)
-    table.step(momentum_steps(1, 2, 3))
-    table.step(momentum_steps(1, 2, 3))
-    table.step(momentum_steps(4, 5, 6))
-    table.segments = other.segments
-    table.step(momentum_steps(7))
-    assert copied == [3 * (80 + 72), 3 * 72, 80 + 72]
-    for tensors, moved in zip(table.tensors + other.tensors, (6, 9, 12, 7), strict=True):
-        assert (tensors["param"] == 1 - moved).all()
-
-
-def test_what_a_graph_uploads_lies_in_the_memory_that_it_was_given(gpu):
-    table, memory = Table(gpu, 5, 1500), torch.zeros(1000, dtype=torch.uint8)
-    gpu.workspaces.note(memory)
-    staging = torch.zeros_like(memory)
-    table.upload = launch.Upload(memory, staging)
-    table.step(momentum_steps(1, 2))
-    assert staging.any()
-    assert staging.equal(memory)
-
-
-@pytest.mark.parametrize("counter", [None, torch.float32, torch.float64], ids=str)
-def test_no_argument_is_specialised(counter, gpu, compilations):
-    """Neither to numbers like 1 and 16 nor to alignment."""
-    options = struct.pack(f"{len(OPTION_NAMES)}d4q", *[0.5] * len(OPTION_NAMES), 0, 0, 0, 0)
-    for segments in (1, 2, 16, 17):
-        for offset in (0, 8, 16):
-            table = Table(gpu, *[3] * segments, counter=counter, offset=offset)
-            table.step(options if counter else momentum_steps(*range(segments)))
-            assert all(tensors["step"] == (counter is not None) for tensors in table.tensors)
-    expected = ["step_kernel"] + ["prologue_kernel"] * (counter is not None)
-    assert Counter(compilations) == Counter(expected)
-
-
-@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
-def test_what_is_launched_is_the_step(capturable, gpu):
-    """All of the way that a step takes on a GPU, up to the driver."""
-    params = parameters((5, 3), (1025,), (0,), (2048,))
-    ours = FusedRAdam(copies(params), backend="triton", weight_decay=0.1, capturable=capturable)
-    theirs = FusedRAdam(copies(params), backend="cpu", weight_decay=0.1)
-    for t, grads in enumerate(gradients(params, 8)):
-        step_both([ours, theirs], [None if i == t % 3 else g for i, g in enumerate(grads)])
-        assert_same_on_both(ours, theirs)
-    assert gpu.driver.launched.count("step_kernel") == 8
-    assert gpu.driver.launched.count("prologue_kernel") == (8 if capturable else 0)
-
-
-def test_a_compiler_s_error_comes_before_anything_moves(gpu, monkeypatch):
-    def fail(*_, **__):
-        raise ValueError("no such instruction")
-
-    params = parameters((5,))
-    before = params[0].detach().clone()
-    optimizer = FusedRAdam(params, backend="triton")
-    monkeypatch.setattr(gpu.driver.utils, "load_binary", fail)
-    dtypes = "parameters, gradients and moments of float32, float32, float32"
-    with pytest.raises(RuntimeError, match=f"compile a step on cpu for {dtypes}: no such instr"):
-        train(optimizer, gradients(params, 1))
-    assert_same_bits(params[0].detach(), before)
-    assert gpu.driver.launched == []
-
-
-@pytest.mark.parametrize("options", [{}, OPTIONS["amsgrad-l2-maximize"]], ids=["plain", "amsgrad"])
-@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
-def test_one_compilation_for_a_dtype_and_the_options(options, capturable, compilations):
-    params = parameters(*[(33,)] * 40, (1025,))
-    optimizer = FusedRAdam(params, backend="triton", capturable=capturable, **options)
-    [group] = optimizer.param_groups
-    for t, grads in enumerate(gradients(params, 9)):  # past the threshold
-        group["lr"], group["betas"] = 0.1 / (t + 1), (0.9, 0.8 + t / 100)
-        group["weight_decay"], group["eps"] = t % 3 / 10, t % 2 * 1e-8
-        late = [None if t < 3 and i < 3 else g for i, g in enumerate(grads)]
-        only_one = [g if t == 5 and i == 0 else None for i, g in enumerate(grads)]
-        train(optimizer, [only_one if t == 5 else late])
-    expected = ["step_kernel"] + ["prologue_kernel"] * capturable
-    assert Counter(compilations) == Counter(expected)
-
-
-def test_another_dtype_is_another_compilation(compilations):
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
-        params = parameters((33,), dtype=dtype)
-        train(FusedRAdam(params, backend="triton"), gradients(params, 2))
-    assert Counter(compilations) == {"step_kernel": 3}

@@ -1,11 +1,11 @@
-"""From values worked out by hand to the paper's formulas in extended precision."""
+"""The optimizer agrees with values computed by hand and with the paper in extended precision."""
 
 import pytest
 import torch
 
 from radam_fused import FusedRAdam
 
-from .helpers import OPTIONS, TORCH_OPTIONS, assert_true, gradients, parameters, true_errors
+from .harness.helpers import OPTIONS, TORCH_OPTIONS, assert_true, gradients, parameters, true_errors
 
 
 def test_two_steps_by_hand(backend):
@@ -28,19 +28,19 @@ def test_two_steps_by_hand(backend):
 
 
 def test_a_rectified_step_by_hand(backend):
-    """The sixth step at the usual betas under a gradient of ones, from the closed forms."""
+    """The sixth step with the usual betas and a gradient of ones, from closed formulas."""
     p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = FusedRAdam([p], lr=1.0, backend=backend)
     for _ in range(6):
         p.grad = torch.ones(1, dtype=torch.float64)
         optimizer.step()
-    # Five steps by m_hat = 1; then v_hat = 1, rho_6 = 5.99417 and so r_6 = 0.025821.
+    # Five steps of m_hat = 1; then v_hat = 1, rho_6 = 5.99417 and r_6 = 0.025821.
     assert p.item() == pytest.approx(-5.025821, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_against_the_paper(options, dtype, backend):
+def test_every_option_agrees_with_the_paper(options, dtype, backend):
     def make(params, **given):
         return FusedRAdam(params, backend=backend, **given)
 
@@ -50,7 +50,7 @@ def test_against_the_paper(options, dtype, backend):
 @pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
 @pytest.mark.parametrize("options", TORCH_OPTIONS.values(), ids=TORCH_OPTIONS)
 def test_no_less_exact_than_torch_over_hundreds_of_steps(options, foreach):
-    """Error to the truth: at most twice torch's own and never more than two roundings above it."""
+    """The error is at most twice that of torch, or two roundings larger."""
 
     def torch_radam(params, **given):
         return torch.optim.RAdam(params, foreach=foreach, **given)

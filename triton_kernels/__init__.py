@@ -1,1 +1,1 @@
-"""The Triton backend's kernels and their launches (installed as radam_fused.triton_kernels)."""
+"""The kernels of the Triton backend. Installed as radam_fused.triton_kernels."""

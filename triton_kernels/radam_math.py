@@ -1,7 +1,7 @@
-"""Rectified Adam (arXiv 1908.03265, Algorithm 2) for Triton: a step's coefficients, the update.
+"""Rectified Adam (arXiv 1908.03265, Algorithm 2) in Triton: the coefficients and the update.
 
-The only Triton statement of either. Each operation is rounded to nearest even, in the order that
-csrc/radam_math.h has; kernels that call it are compiled without contraction.
+This is the only mathematics in Triton. It has the operations of csrc/radam_math.h in the same
+order, each rounded to nearest even; kernels that call it are compiled without contraction.
 """
 
 from collections import namedtuple
@@ -11,19 +11,19 @@ import triton.language as tl
 
 from ..options import OPTION_NAMES
 
-# What the coefficients of a step are computed from; radam_fused/options.py documents each.
+# The options that the coefficients are computed from; radam_fused/options.py documents each.
 Options = namedtuple("Options", OPTION_NAMES)
 
-# What one step does to the parameter, as csrc/radam_math.h numbers it.
+# The kinds of update, with the numbers of Update in csrc/radam_math.h.
 NONE = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)
 RECTIFIED = tl.constexpr(2)
-SKIPPED = tl.constexpr(3)  # nothing moves, the moments neither: a gradient overflowed
+SKIPPED = tl.constexpr(3)  # a gradient overflowed: the step changes nothing, not even the moments
 
 
 @triton.jit
 def _quotient(x, y):
-    # div_rn and sqrt_rn know float32 only; in float64 Triton has nothing rougher.
+    # div_rn and sqrt_rn take float32 only; Triton's float64 operators round correctly.
     return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)
 
 
@@ -46,13 +46,13 @@ def update(
     """The update of a block.
 
     Args:
-        param: Parameters, all blocks in the arithmetic type.
-        grad: Their gradients.
+        param: Parameters; a block in the arithmetic type, as are the next four.
+        grad: Gradients.
         exp_avg: First moments.
         exp_avg_sq: Second moments.
-        max_exp_avg_sq: Running maxima of these; anything without AMSGRAD.
-        coefficients: The numbers of radam_fused.rectification.Coefficients, in that order; scalars
-            in the arithmetic type.
+        max_exp_avg_sq: Running maxima of the second moments; ignored without AMSGRAD.
+        coefficients: Tuple of the eight numbers of radam_fused.rectification.Coefficients, in that
+            order; in the arithmetic type.
         kind: NONE, MOMENTUM or RECTIFIED.
         AMSGRAD: Whether to divide by the running maximum.
 
@@ -69,7 +69,7 @@ def update(
     v = exp_avg_sq * beta2 + (g * g) * one_minus_beta2
     s = v
     if AMSGRAD:
-        # As torch.maximum: a NaN on either side wins.
+        # Like torch.maximum: a NaN in either operand gives NaN.
         s = tl.where((v > max_exp_avg_sq) | (v != v), v, max_exp_avg_sq)
     if kind == RECTIFIED:
         p = p - _quotient(m * step_size, _root(s) + eps)
@@ -80,7 +80,7 @@ def update(
 
 @triton.jit
 def _geometric(beta, count):
-    # By doubling, all terms positive: as _geometric() of radam_fused.rectification.
+    # The same method as _geometric() in radam_fused.rectification: doubling, with positive terms.
     n = tl.full((), 0.0, tl.float64)
     power = tl.full((), 1.0, tl.float64)
     total = tl.full((), 0.0, tl.float64)
@@ -104,13 +104,13 @@ def _geometric(beta, count):
 
 @triton.jit
 def _variance(rho, exact):
-    # Of the adaptive rate: as variance() of radam_fused.rectification.
+    # The same formula as variance() in radam_fused.rectification.
     result = rho / (2.0 * (rho - 2.0) * (rho - 4.0))
     if exact:
         SHIFTS: tl.constexpr = 8
         y = 2.0 * (rho + 2.0 * SHIFTS) - 3.0
         w = 1.0 / (y * y)
-        # Within an expression of float64: a literal by itself would become a float32.
+        # Each literal stands in a float64 expression: alone, it would become float32.
         rest = (29412432709.0 / 2048.0) * w
         rest = (rest - 233526463.0 / 1024.0) * w
         rest = (rest + 1319183.0 / 256.0) * w
@@ -128,13 +128,13 @@ def _variance(rho, exact):
 
 @triton.jit
 def coefficients(step, options, lr, grad_scale):
-    """Coefficients of a step, with the bits of radam_fused.rectification.coefficients.
+    """The coefficients of a step, with the bits of radam_fused.rectification.coefficients.
 
     Args:
-        step: Number of steps taken, this one included; int64.
-        options: Options, numbers in float64; true is 1 and false 0.
-        lr: Learning rate, in place of that in the options; float64.
-        grad_scale: Factor by which the gradients are too large; float64.
+        step: Step count, including this step; int64.
+        options: Options, in float64; 1 for true and 0 for false.
+        lr: Learning rate, which replaces options.lr; float64.
+        grad_scale: Factor that the gradients were multiplied by; float64.
 
     Returns:
         grad_mul, l2, decay, one_minus_beta1, beta2, one_minus_beta2, step_size and eps in float64,

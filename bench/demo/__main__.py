@@ -1,4 +1,4 @@
-"""The demo: same seed, same batches, four runs that take turns, a table and a picture."""
+"""The demo: four runs with the same seed and batches, side by side; a table and a picture."""
 
 import argparse
 from pathlib import Path
@@ -17,12 +17,12 @@ RELOADED = "FusedRAdam, reloaded midway"
 
 
 def train(steps: int, lr: float) -> tuple[dict[str, Run], dict[str, float], list[float]]:
-    """The runs, their validation losses, and r_t at every step."""
+    """Train; returns the runs, their validation losses, and r_t of every step."""
     text, held_out = standard_library()
     makers = {ADAM: torch.optim.Adam, TORCH: torch.optim.RAdam, OURS: FusedRAdam}
     runs = {name: Run(make, lr) for name, make in makers.items()}
     rectification = []
-    for step in tqdm(range(steps), desc="training, the runs in turns", mininterval=1):
+    for step in tqdm(range(steps), desc="training", mininterval=1):
         if step == steps // 2:
             checkpoint = runs[OURS].save()
             runs[RELOADED] = Run(FusedRAdam, lr)
@@ -46,12 +46,12 @@ def table(runs: dict[str, Run], validation: dict[str, float]) -> str:
         ]
         for name, run in runs.items()
     ]
-    head = ["", "train loss", "val loss", "step, ms", "of training", "times torch RAdam"]
+    head = ["", "train loss", "val loss", "step, ms", "of training", "torch RAdam / this"]
     return tabulate(rows, head, disable_numparse=True)
 
 
 def draw(runs: dict[str, Run], rectification: list[float], path: Path) -> None:
-    """Loss curves, and r_t beside them."""
+    """Draw the loss curves, and r_t beside them."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,7 +61,9 @@ def draw(runs: dict[str, Run], rectification: list[float], path: Path) -> None:
     styles = {ADAM: "-", TORCH: "-", OURS: "--", RELOADED: ":"}
     for name, run in runs.items():
         left.plot(list(run.losses), list(run.losses.values()), styles[name], label=name)
-    left.set(xlabel="step", ylabel="training loss, nats a byte", title="Standard library, by bytes")
+    left.set(
+        xlabel="step", ylabel="training loss, nats per byte", title="Standard library, by bytes"
+    )
     left.legend()
     right.plot(range(1, len(rectification) + 1), rectification)
     right.set(xlabel="step", ylabel="r_t", title="Rectification of FusedRAdam")

@@ -1,4 +1,4 @@
-"""One training run, step by step, so that several can take turns."""
+"""One training run, step by step, so that several can run alternately."""
 
 import io
 import statistics
@@ -17,7 +17,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 class Run:
-    """A model, its optimizer, and what was measured."""
+    """A model, its optimizer and its measurements."""
 
     def __init__(self, make: MakeOptimizer, lr: float) -> None:
         torch.manual_seed(0)
@@ -28,7 +28,7 @@ class Run:
         self.total_seconds: list[float] = []
 
     def train(self, text: Tensor, step: int) -> None:
-        """One step on the batch of that number."""
+        """Train one step, on the batch with its number."""
         x, y = batch(text, step, BATCH, CONTEXT)
         start = time.perf_counter()
         self.optimizer.zero_grad()
@@ -43,25 +43,25 @@ class Run:
 
     @torch.no_grad()
     def validate(self, text: Tensor) -> float:
-        """Mean loss of fixed batches of the held-out text."""
+        """The mean loss of fixed batches of the held-out text."""
         losses = [
             self.model(*batch(text, -1 - i, BATCH, CONTEXT)).item() for i in range(VALIDATIONS)
         ]
         return statistics.fmean(losses)
 
     def final_loss(self) -> float:
-        """Mean training loss of the last twenty steps."""
+        """The mean training loss of the last twenty steps."""
         return statistics.fmean(list(self.losses.values())[-20:])
 
     def step_ms(self) -> float:
         return statistics.median(self.step_seconds) * 1e3
 
     def share(self) -> float:
-        """Share of the optimizer in a training step."""
+        """The share of the optimizer in the time of a training step."""
         return statistics.median(self.step_seconds) / statistics.median(self.total_seconds)
 
     def save(self) -> bytes:
-        """A checkpoint as torch.save writes it."""
+        """A checkpoint, from torch.save."""
         file = io.BytesIO()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(state, file)
@@ -73,6 +73,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def largest_difference(self, other: "Run") -> float:
-        """Between the parameters of two runs."""
+        """The largest difference between the parameters of two runs."""
         pairs = zip(self.model.parameters(), other.model.parameters(), strict=True)
         return max((p - q).abs().max().item() for p, q in pairs)

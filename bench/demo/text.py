@@ -1,4 +1,4 @@
-"""Real text that every machine has: Python's own standard library, as bytes."""
+"""Text that every machine has: the source of Python's standard library, as bytes."""
 
 import sysconfig
 from pathlib import Path

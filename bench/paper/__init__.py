@@ -1,1 +1,1 @@
-"""The papers' claims and ours, each an experiment with one command."""
+"""The experiments of docs/evidence.md, one command each."""

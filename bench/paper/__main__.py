@@ -1,4 +1,4 @@
-"""Runs the named experiments: prints their tables, writes JSON and a picture of each."""
+"""Runs experiments: prints their tables, and writes JSON and a picture for each."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "paper"
 
 
 def _rounded(results: object) -> object:
-    """Six digits of every number, so that a record stays small."""
+    """Round every number to six digits, to keep records small."""
     if isinstance(results, dict):
         return {key: _rounded(value) for key, value in results.items()}
     if isinstance(results, list | tuple):
@@ -46,7 +46,7 @@ def _rounded(results: object) -> object:
 
 
 def picture(module: ModuleType, results: dict[str, object], path: Path) -> None:
-    """Draw an experiment's results into a file."""
+    """Draw the results of an experiment into a file."""
     figure = pyplot.figure(figsize=module.SIZE, layout="constrained")
     module.draw(results, figure)
     figure.savefig(path, dpi=80, metadata=digest(results))

@@ -1,4 +1,4 @@
-"""The synthetic problem on which Adam goes the wrong way, and rectification with it.
+"""The synthetic problem on which Adam converges to the wrong point, also with rectification.
 
 Reddi et al., "On the Convergence of Adam and Beyond", arXiv 1904.09237, section 5: on [-1, 1],
 f_t(x) = 1010 x at every 101st step and -10 x at the others, or at random with probability 0.01. The
@@ -16,11 +16,11 @@ from radam_fused import FusedRAdam
 from .grid import logarithmic
 from .page import markdown
 
-QUESTION = "Does rectification change what AMSGrad's problem does to Adam?"
+QUESTION = "Does rectification change Adam's result on AMSGrad's problem?"
 MINUTES = 9
 SIZE = (17, 4)  # of the picture, inches
 
-RATE = 2.0  # of step t: over the root of t
+RATE = 2.0  # the learning rate of step t is RATE / sqrt(t)
 BETAS = (0.9, 0.99)
 REPLICAS = 20  # of the stochastic problem
 OPTIMIZERS = {
@@ -32,20 +32,20 @@ OPTIMIZERS = {
 
 
 def _slopes(steps: int) -> torch.Tensor:
-    """Of every step: the periodic problem in column 0, the random one in the others."""
+    """The slopes of every step: column 0 is the periodic problem, the others the random one."""
     generator = torch.Generator().manual_seed(0)
     rare = torch.rand(steps, 1 + REPLICAS, generator=generator) < 0.01
     rare[:, 0] = torch.arange(1, steps + 1) % 101 == 1
     return torch.where(rare, 1010.0, -10.0)
 
 
-def _run(options: dict[str, bool], slopes: torch.Tensor, what: str) -> dict[str, Any]:
+def _run(options: dict[str, bool], slopes: torch.Tensor, title: str) -> dict[str, Any]:
     x = torch.nn.Parameter(torch.zeros(slopes.shape[1]))
     optimizer = FusedRAdam([x], lr=RATE, betas=BETAS, **options)
     marks = logarithmic(len(slopes), 20) | {len(slopes)}
     loss, sums = (torch.zeros(slopes.shape[1], dtype=torch.float64) for _ in range(2))
     times, places, regrets = [], [], []
-    for t, slope in enumerate(tqdm(slopes, what, mininterval=1), 1):
+    for t, slope in enumerate(tqdm(slopes, title, mininterval=1), 1):
         loss += slope * x.detach()
         sums += slope
         optimizer.param_groups[0]["lr"] = RATE / math.sqrt(t)
@@ -60,7 +60,7 @@ def _run(options: dict[str, bool], slopes: torch.Tensor, what: str) -> dict[str,
 
 
 def measure(steps: int = 2_000_000) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
         steps: Of each optimizer.

@@ -1,4 +1,4 @@
-"""Rectification by the exact variance, against its first-order approximation.
+"""Rectification with the exact variance, compared with its first-order approximation.
 
 The approximation is 3.3 times too high at rho = 5, so r_t is too small in the first rectified
 steps. Runs with the same seed share their weights and batches, so they are compared pair by pair.
@@ -17,7 +17,7 @@ from .page import markdown
 from .robustness import RATES, SEEDS, draw_scores, scores_table, train_all
 from .training import Recipe
 
-QUESTION = "What does the exact variance buy?"
+QUESTION = "What is the benefit of the exact variance?"
 MINUTES = 4
 SIZE = (15, 4.5)  # of the picture, inches
 
@@ -29,8 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 RECIPES = {name: Recipe(partial(FusedRAdam, **options)) for name, options in OPTIONS.items()}
 BETA2 = [0.9, 0.99, 0.999, 0.9999]
-TOLD = [3, 4, 5, 6, 7, 8, 10, 20, 50, 100, 1000]
-TIMES = sorted(logarithmic(10_000, 20).union(TOLD))
+SHOWN = [3, 4, 5, 6, 7, 8, 10, 20, 50, 100, 1000]
+TIMES = sorted(logarithmic(10_000, 20).union(SHOWN))
 
 
 def _r(t: int, beta2: float, how: str) -> float:
@@ -42,7 +42,7 @@ def _r(t: int, beta2: float, how: str) -> float:
 def measure(
     steps: int = 300, seeds: dict[str, int] | None = None, rates: list[float] | None = None
 ) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
         steps: Of every run.
@@ -65,7 +65,7 @@ def measure(
 def table(results: dict[str, Any]) -> str:
     r = results["r"]["0.999"]
     rows = []
-    for t in TOLD:
+    for t in SHOWN:
         first, exact, early = (r[how][results["t"].index(t)] for how in OPTIONS)
         ratio = f"{exact / first:.3f}" if first else ""
         rows.append([t, f"{first:.4f}", f"{exact:.4f}", f"{early:.4f}", ratio])
@@ -76,7 +76,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _pairs(scores: dict[str, Any]) -> Iterator[str]:
-    """Score by the exact variance less that by the first order, of the same seeds."""
+    """The score with the exact variance minus the score with the first order, per seed."""
     for task, by_name in scores.items():
         first = by_name["first order"]
         rows = []
@@ -89,7 +89,7 @@ def _pairs(scores: dict[str, Any]) -> Iterator[str]:
                 mean = sum(gains) / len(gains) if gains else math.nan
                 row.append(f"{mean:+.4f}, better in {better} of {len(cell['scores'])}")
             rows.append(row)
-        head = [f"{task}: less first order's, mean", *(f"lr {rate}" for rate in first)]
+        head = [f"{task}: difference to first order, mean", *(f"lr {rate}" for rate in first)]
         yield markdown(rows, head)
 
 

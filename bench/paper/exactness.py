@@ -1,8 +1,8 @@
-"""The error of every update against the truth, by implementation.
+"""The error of every update of each implementation, relative to the truth.
 
-The same gradients for all; before each step the parameter is set to zero, so that the step is what
-is left in it and no digit of it is lost against the parameter. The truth is that of the tests, the
-paper's formulas in extended precision.
+All implementations get the same gradients. The parameter is set to zero before each step, so that
+it holds the update itself afterwards, with all its digits. The truth is that of the tests: the
+formulas of the paper in extended precision.
 """
 
 import multiprocessing
@@ -20,19 +20,19 @@ from tqdm import tqdm
 from bench.demo.runs import MakeOptimizer
 from radam_fused import FusedRAdam
 from radam_fused.backends import BACKENDS
-from tests.truth import Truth, rho
+from tests.harness.truth import Truth, rho_t
 
 from .grid import logarithmic
 from .page import markdown
 
-QUESTION = "How far is each update from the true one?"
+QUESTION = "How large is the error of each update?"
 MINUTES = 2
 SIZE = (15, 4.5)  # of the picture, inches
 
 BETA2 = [0.9, 0.99, 0.999, 0.9999, 0.99999]
-EPS = 1e-16  # so small that its place does not matter
+EPS = 1e-16  # so small that its place in the formula does not matter
 ELEMENTS = 1000
-CURVE_BETA2 = [0.999, 0.9999]  # whose curves are drawn
+CURVE_BETA2 = [0.999, 0.9999]  # for the curves of the picture
 INTERPRETED = 300  # steps of Triton's interpreter, which is slow
 ALONE = "float64 parameters"
 
@@ -47,7 +47,7 @@ class Kind(NamedTuple):
 
 
 def _capturable(params: list[torch.Tensor], **options: Any) -> torch.optim.Optimizer:
-    """torch's own code, on the CPU too, whose tensors it refuses for want of graphs only."""
+    """torch's capturable code, also on the CPU, which it refuses because there are no graphs."""
     allowed = mock.patch(
         "torch.optim.radam._get_capturable_supported_devices", return_value=["cpu", "cuda"]
     )
@@ -63,7 +63,7 @@ def _optimi(params: list[torch.Tensor], **options: Any) -> torch.optim.Optimizer
 
 
 def _kinds(interpreter: bool) -> dict[str, Kind]:
-    """The rivals, and every engine of ours that can be run here."""
+    """The other implementations, and every available backend of FusedRAdam."""
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
     loop = partial(torch.optim.RAdam, foreach=False)
     kinds = {
@@ -97,7 +97,7 @@ def _gradients(steps: int) -> Any:
 
 
 def _updates(kind: Kind, beta2: float, steps: int) -> dict[int, torch.Tensor]:
-    """At the recorded steps, in float64."""
+    """The updates at the recorded steps, in float64."""
     warnings.simplefilter("ignore")  # of Triton's interpreter
     p = torch.nn.Parameter(torch.zeros(ELEMENTS, dtype=kind.dtype, device=kind.device))
     optimizer = kind.make([p], lr=1.0, betas=(0.9, beta2), eps=EPS)
@@ -112,7 +112,7 @@ def _updates(kind: Kind, beta2: float, steps: int) -> dict[int, torch.Tensor]:
 
 
 def _interpreted(kind: Kind, steps: int) -> list[dict[int, torch.Tensor]]:
-    """Of Triton's interpreter, for each beta2, by a process that has not imported Triton yet."""
+    """The updates in Triton's interpreter, in a process that has not imported Triton yet."""
     with (
         mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}),
         multiprocessing.get_context("spawn").Pool(1) as pool,
@@ -131,16 +131,16 @@ def _truth(beta2: float, steps: int) -> dict[int, np.ndarray]:
 
 
 def _error(update: torch.Tensor, true: np.ndarray) -> float:
-    """The largest of any element, over the largest element."""
+    """The largest error of an element, divided by the largest element."""
     return float(np.abs(update.numpy() - true).max() / np.abs(true).max())
 
 
 def measure(steps: int = 10_000, interpreter: bool = True) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
-        steps: Of each run but the interpreter's, which is shorter.
-        interpreter: Run the Triton kernels in Triton's interpreter where there is no GPU.
+        steps: Steps of each run; the run in the interpreter is shorter.
+        interpreter: Run the Triton kernels in Triton's interpreter if there is no GPU.
     """
     truths = [_truth(beta2, steps) for beta2 in tqdm(BETA2, "the truth")]
     updates = {}
@@ -152,7 +152,7 @@ def measure(steps: int = 10_000, interpreter: bool = True) -> dict[str, Any]:
             updates[name] = _interpreted(kind, min(steps, INTERPRETED))
         else:
             updates[name] = [_updates(kind, beta2, steps) for beta2 in BETA2]
-    first = [next(t for t in count(1) if rho(t, beta2) > 5) for beta2 in BETA2]
+    first = [next(t for t in count(1) if rho_t(t, beta2) > 5) for beta2 in BETA2]
     errors = {
         name: {
             str(beta2): {t: _error(update, true[t]) for t, update in of.items() if t in true}
@@ -171,7 +171,7 @@ def measure(steps: int = 10_000, interpreter: bool = True) -> dict[str, Any]:
     return {
         "settings": {"steps": steps, "elements": ELEMENTS, "eps": EPS},
         "first rectified step": dict(zip(map(str, BETA2), first, strict=True)),
-        "our engines have the same bits": same,
+        "our backends have the same bits": same,
         "errors": {
             name: {
                 beta2: {"t": list(of), "error": list(of.values())} for beta2, of in by_beta2.items()
@@ -182,7 +182,7 @@ def measure(steps: int = 10_000, interpreter: bool = True) -> dict[str, Any]:
 
 
 def error_at(results: dict[str, Any], name: str, beta2: float, t: int | None = None) -> float:
-    """Error of an update, by default of the first that is rectified."""
+    """The error of an update; by default, of the first rectified one."""
     step = results["first rectified step"][str(beta2)] if t is None else t
     of = results["errors"][name][str(beta2)]
     return float(of["error"][of["t"].index(step)]) if step in of["t"] else float("nan")
@@ -198,8 +198,8 @@ def table(results: dict[str, Any]) -> str:
             rows.append([name, *("not run" if x != x else f"{x:.1e}" for x in errors)])
         head = [f"error {what}", *(f"beta2 = {beta2}" for beta2 in BETA2)]
         tables.append(markdown(rows, head))
-    same = "the same bits" if results["our engines have the same bits"] else "DIFFERENT BITS"
-    return "\n\n".join([*tables, f"Our engines gave {same} at every step that was recorded."])
+    same = "the same bits" if results["our backends have the same bits"] else "DIFFERENT BITS"
+    return "\n\n".join([*tables, f"All backends of FusedRAdam gave {same} at every recorded step."])
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:

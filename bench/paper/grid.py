@@ -1,4 +1,4 @@
-"""The steps that a record keeps."""
+"""The steps of a record."""
 
 
 def logarithmic(last: int, per_decade: int) -> set[int]:

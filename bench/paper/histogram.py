@@ -1,4 +1,4 @@
-"""How the gradients of the first steps are distributed, by optimizer.
+"""The distribution of the gradients in the first steps, per optimizer.
 
 arXiv 1908.03265, section 3 and figures 2 and 3, claims that without warm-up Adam's gradients are
 distorted within ten updates, and that warm-up, a second moment averaged beforehand (Adam-2k), a
@@ -17,7 +17,7 @@ from radam_fused import FusedRAdam
 from .page import markdown
 from .training import TASKS, Recipe, adam, over_cores, steps_of
 
-QUESTION = "What becomes of the gradients in the first updates?"
+QUESTION = "How do the gradients change in the first updates?"
 MINUTES = 13
 SIZE = (24, 12)  # of the picture, inches
 
@@ -37,13 +37,13 @@ LOWEST, HIGHEST, BINS = -12.0, 0.0, 48
 
 
 def _magnitudes(model: nn.Module) -> torch.Tensor:
-    """log10 |g| of every gradient that is not 0, as those of bytes outside of the batch are."""
+    """log10 |g| of every nonzero gradient. Embeddings of bytes outside of the batch have zeros."""
     gradients = torch.cat([p.grad.flatten() for p in model.parameters()]).abs()
     return gradients[gradients > 0].log10()
 
 
 def _run(recipe: Recipe, lr: float, steps: int, seed: int) -> dict[str, Any]:
-    """All losses and medians of |g|, and of the first seed the histograms, update by update."""
+    """Losses and medians of |g| for every update; histograms for the first seed."""
     losses: list[float] = []
     histograms, medians = [], []
     for loss, model in steps_of(TASKS[TASK], recipe, lr, steps + recipe.frozen, seed):
@@ -63,7 +63,7 @@ def measure(
     names: Sequence[str] = tuple(RECIPES),
     seeds: int = SEEDS,
 ) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
         steps: Updates of each run.
@@ -86,7 +86,7 @@ def measure(
 
 
 def shift(run: dict[str, Any], update: int) -> float:
-    """Of the median of log10 |g| since before the first update."""
+    """The change of the median of log10 |g| since before the first update."""
     return float(run["medians"][update] - run["medians"][0])
 
 

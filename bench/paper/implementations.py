@@ -1,4 +1,4 @@
-"""The presets side by side: where the implementations in use part from torch.optim.RAdam."""
+"""The presets side by side: how other implementations differ from torch.optim.RAdam."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from radam_fused import PRESETS, FusedRAdam
 from .page import markdown
 from .training import TASKS
 
-QUESTION = "Where do the implementations in use part?"
+QUESTION = "How do other implementations differ?"
 MINUTES = 1
 SIZE = (20, 4.5)  # of the picture, inches
 
 LR = 0.01
 SETTINGS: dict[str, dict[str, Any]] = {
-    "as they come": {},
-    "as they come, weight decay 0.01": {"weight_decay": 0.01},
+    "preset defaults": {},
+    "preset defaults, weight decay 0.01": {"weight_decay": 0.01},
     "same betas and eps": {"betas": (0.9, 0.999), "eps": 1e-8},
 }
 BASE = "torch"
-TOLD = [1, 5, 6, 10, 100]
+SHOWN = [1, 5, 6, 10, 100]
 
 
 class _Run:
-    """A model by one preset, and what is noted of it at every step."""
+    """A training run with one preset, and its record."""
 
     def __init__(self, preset: str, options: dict[str, Any]) -> None:
         torch.manual_seed(0)
@@ -56,9 +56,9 @@ class _Run:
         self.factors.append(self.optimizer.rectification()[0].step_size / LR)
 
     def distance(self, base: "_Run") -> float:
-        """From the base's weights, as a share of the way that the base has come."""
-        way = (base.weights() - base.start).norm()
-        return ((self.weights() - base.weights()).norm() / way).item()
+        """The distance to the weights of the base, relative to the distance that the base moved."""
+        moved = (base.weights() - base.start).norm()
+        return ((self.weights() - base.weights()).norm() / moved).item()
 
 
 def _side_by_side(setting: str, steps: int) -> dict[str, Any]:
@@ -88,10 +88,10 @@ def _side_by_side(setting: str, steps: int) -> dict[str, Any]:
 
 
 def measure(steps: int = 100) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
-        steps: Of each run.
+        steps: Steps of each run.
     """
     return {
         "settings": {"steps": steps, "lr": LR, "seed": 0},
@@ -101,23 +101,23 @@ def measure(steps: int = 100) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     steps = results["settings"]["steps"]
-    told = [t for t in TOLD if t <= steps]
+    shown = [t for t in SHOWN if t <= steps]
     tables = []
     for setting, runs in results["runs"].items():
         rows = []
         for name, fed in runs["same gradients"].items():
             last = runs["losses"][name][-10:]
-            values = [f"{fed[t - 1]:.2g}" for t in told]
+            values = [f"{fed[t - 1]:.2g}" for t in shown]
             own = f"{runs['own gradients'][name][-1]:.2g}"
             rows.append([f"`{name}`", *values, own, f"{sum(last) / len(last):.3f}"])
-        head = [setting, *(f"t = {t}" for t in told)]
+        head = [setting, *(f"t = {t}" for t in shown)]
         head += [f"own gradients, t = {steps}", "loss, last 10"]
         tables.append(markdown(rows, head))
     return "\n\n".join(tables)
 
 
 def _alike(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Presets that do the very same, under one name."""
+    """Presets with equal values, under one name."""
     names: dict[tuple[float, ...], list[str]] = {}
     for name, of in values.items():
         names.setdefault(tuple(of), []).append(name)
@@ -135,8 +135,8 @@ def draw(results: dict[str, Any], figure: Any) -> None:
                 axis.semilogy(times, own, ":", color=line.get_color(), lw=1)
         axis.set(xlabel="t; dotted: own gradients", title=setting, ylim=(1e-5, 10))
         axis.legend(fontsize=8)
-    axes[0].set_ylabel("distance from torch / its way")
-    for name, values in _alike(results["runs"]["as they come"]["factors"]).items():
+    axes[0].set_ylabel("distance from torch / distance moved")
+    for name, values in _alike(results["runs"]["preset defaults"]["factors"]).items():
         last.plot(range(1, len(values) + 1), values, lw=1.2, label=name)
     last.set(xlabel="t", title="Step size / learning rate", ylim=(-0.05, 1.05))
     last.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, which are those of the recorded results."""
+"""Writes the tables of the recorded results into docs/evidence.md."""
 
 import re
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 
 def markdown(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
-    """A table in Markdown, its cells as they are."""
+    """A table in Markdown, with unchanged cells."""
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
 def put(name: str, table: str, page: Path = PAGE) -> None:
-    """Write an experiment's table into its place in the page.
+    """Write the table of an experiment into its place on the page.
 
     Args:
-        name: Of the experiment.
-        table: In Markdown.
+        name: Name of the experiment.
+        table: The table in Markdown.
         page: The page.
 
     Raises:
-        ValueError: The page has no such place.
+        ValueError: The page has no place for the experiment, or several.
     """
     text = page.read_text()
     place = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"

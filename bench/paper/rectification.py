@@ -1,4 +1,4 @@
-"""rho_t and r_t over the steps, where rectification begins, and the warm-up it amounts to.
+"""rho_t and r_t over the steps, the first rectified step, and the equivalent linear warm-up.
 
 arXiv 1908.03265, sections 4 and 5.3: r_t acts as a warm-up without a length to choose.
 """
@@ -7,18 +7,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from radam_fused.rectification import rectification, rho, rho_inf
+from radam_fused.rectification import r_t, rho_inf, rho_t
 
 from .grid import logarithmic
 from .page import markdown
 
-QUESTION = "What warm-up does rectification amount to?"
+QUESTION = "Which linear warm-up is rectification equivalent to?"
 MINUTES = 1
 SIZE = (15, 4.5)  # of the picture, inches
 
 BETA2 = [0.5, 0.6, 0.8, 0.9, 0.99, 0.999, 0.9999]
 THRESHOLDS = [4.0, 5.0]
-LONGEST = 40.0  # steps that are looked at, in units of 1 / (1 - beta2)
+LONGEST = 40.0  # number of steps, in units of 1 / (1 - beta2)
 WARM_UPS = [100, 500, 1000, 2000, 4000]
 
 
@@ -26,29 +26,29 @@ def _first(beta2: float, threshold: float) -> int | None:
     """The first rectified step."""
     if rho_inf(beta2) <= threshold:
         return None
-    return next(t for t in range(1, 10**6) if rho(t, beta2) > threshold)
+    return next(t for t in range(1, 10**6) if rho_t(t, beta2) > threshold)
 
 
 def measure() -> dict[str, Any]:
-    """Everything that the picture shows."""
+    """Measure the data of the picture."""
     curves, grid = {}, sorted(logarithmic(100_000, 25))
     for beta2 in tqdm(BETA2, "beta2"):
         first = {str(threshold): _first(beta2, threshold) for threshold in THRESHOLDS}
-        r = [rectification(t, beta2) for t in range(1, round(LONGEST / (1 - beta2)) + 1)]
+        r = [r_t(t, beta2) for t in range(1, round(LONGEST / (1 - beta2)) + 1)]
         rectified = first["5.0"] is not None
         curves[str(beta2)] = {
             "t": grid,
-            "rho": [rho(t, beta2) for t in grid],
-            "r": [rectification(t, beta2) for t in grid],
+            "rho": [rho_t(t, beta2) for t in grid],
+            "r": [r_t(t, beta2) for t in grid],
             "rho_inf": rho_inf(beta2),
             "first rectified": first,
             "first r": {
-                str(threshold): rectification(first[str(threshold)], beta2, threshold)
+                str(threshold): r_t(first[str(threshold)], beta2, threshold)
                 for threshold in THRESHOLDS
                 if first[str(threshold)]
             },
             "steps to 0.9": next(t for t, x in enumerate(r, 1) if x >= 0.9) if rectified else None,
-            # A linear warm-up over n steps leaves out n / 2 of them.
+            # A linear warm-up over n steps loses n / 2 of them.
             "equal warm-up": 2 * sum(1 - x for x in r) if rectified else None,
         }
     return {"settings": {"longest": LONGEST}, "curves": curves}

@@ -1,4 +1,4 @@
-"""Scores over two orders of magnitude of learning rates.
+"""The scores of optimizers over two orders of magnitude of learning rates.
 
 arXiv 1908.03265, section 5.2 and figures 5 and 6, claims that RAdam does as well over a wide range
 of learning rates, that Adam and SGD do not, and that Adam with warm-up depends on its length.
@@ -19,7 +19,7 @@ from radam_fused import FusedRAdam
 from .page import markdown
 from .training import Outcome, Recipe, adam, over_cores, train
 
-QUESTION = "Over which learning rates does an optimizer keep its score?"
+QUESTION = "At which learning rates does an optimizer keep its score?"
 MINUTES = 8
 SIZE = (15, 9)  # of the picture, inches
 
@@ -33,14 +33,14 @@ RECIPES = {
     "RAdam": Recipe(FusedRAdam),
 }
 SEEDS = {"digits": 5, "bytes": 3}
-SCORES = {"digits": "accuracy, held out", "bytes": "loss, held out, nats a byte"}
-WITHIN = {"digits": 0.01, "bytes": 0.1}  # of the best score: what counts as keeping it
-CURVE_RATE = 0.03  # whose curves are drawn
-EVERY = 10  # steps that a point of a curve is the mean of
+SCORES = {"digits": "accuracy, held out", "bytes": "loss, held out, nats per byte"}
+WITHIN = {"digits": 0.01, "bytes": 0.1}  # a score so near to the best one counts as kept
+CURVE_RATE = 0.03  # for the loss curves
+EVERY = 10  # steps per point of a curve
 
 
 def _curve(losses: list[float], steps: int) -> list[float | None]:
-    """Means over stretches; None from where the run broke off."""
+    """Means over EVERY steps; None after the run stopped early."""
     means = [statistics.fmean(losses[i : i + EVERY]) for i in range(0, steps, EVERY) if losses[i:]]
     padded = [*means, *[math.nan] * (steps // EVERY - len(means))]
     return [round(x, 4) if math.isfinite(x) else None for x in padded]
@@ -49,7 +49,7 @@ def _curve(losses: list[float], steps: int) -> list[float | None]:
 def train_all(
     recipes: dict[str, Recipe], rates: list[float], seeds: dict[str, int], steps: int
 ) -> dict[str, Any]:
-    """Train every task by every recipe at every rate.
+    """Train every task with every recipe at every rate.
 
     Args:
         recipes: The optimizers.
@@ -83,7 +83,7 @@ def measure(
     rates: list[float] | None = None,
     recipes: dict[str, Recipe] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
         steps: Of every run.
@@ -104,7 +104,7 @@ def _finite(cell: dict[str, Any]) -> list[float]:
 
 
 def median_of(cell: dict[str, Any], task: str) -> float:
-    """Over the seeds; a run that broke off has the worst score."""
+    """The scores of all seeds; a run that stopped early has the worst score."""
     worst = 0.0 if task == "digits" else math.inf
     return statistics.median(worst if x is None else x for x in cell["scores"])
 
@@ -114,7 +114,7 @@ def _best(medians: list[float], task: str) -> float:
 
 
 def scores_table(scores: dict[str, Any], factors: dict[str, float]) -> str:
-    """Median and range over the seeds, a table a task.
+    """Median and range over the seeds, one table per task.
 
     Args:
         scores: As train_all() returns them.
@@ -145,7 +145,7 @@ def scores_table(scores: dict[str, Any], factors: dict[str, float]) -> str:
 
 
 def draw_scores(axis: Any, task: str, by_name: dict[str, Any], factors: dict[str, float]) -> None:
-    """Score over learning rate times factor, median and range."""
+    """Draw score over learning rate times factor: median and range."""
     for i, (name, by_rate) in enumerate(by_name.items()):
         rates = [float(lr) * factors[name] for lr in by_rate]
         medians = [median_of(cell, task) for cell in by_rate.values()]
@@ -159,7 +159,7 @@ def draw_scores(axis: Any, task: str, by_name: dict[str, Any], factors: dict[str
 
 
 def _draw_curves(axis: Any, task: str, by_name: dict[str, Any]) -> None:
-    """Loss over steps, mean and range over the seeds."""
+    """Draw loss over steps: mean and range over the seeds."""
     for i, (name, by_rate) in enumerate(by_name.items()):
         curves = torch.tensor(
             [[math.nan if x is None else x for x in c] for c in by_rate[str(CURVE_RATE)]["curves"]]
@@ -182,5 +182,7 @@ def draw(results: dict[str, Any], figure: Any) -> None:
         draw_scores(row[0], task, by_name, dict.fromkeys(factors, 1.0))
         row[0].set(xlabel="learning rate", title=f"{task}, by learning rate")
         draw_scores(row[1], task, by_name, factors)
-        row[1].set(xlabel="learning rate x mean factor", title=f"{task}, by what it comes to")
+        row[1].set(
+            xlabel="learning rate x mean factor", title=f"{task}, by effective learning rate"
+        )
         _draw_curves(row[2], task, by_name)

@@ -1,4 +1,4 @@
-"""Training runs: the tasks, the optimizers compared on them, many runs over the cores."""
+"""Training runs: the tasks, the optimizers, and parallel runs on all cores."""
 
 import math
 import multiprocessing
@@ -18,25 +18,25 @@ from bench.demo.runs import MakeOptimizer
 from bench.demo.text import batch, standard_library
 from radam_fused import FusedRAdam
 
-# torch.optim.Adam by our own options.
+# torch.optim.Adam as options of FusedRAdam.
 adam = partial(FusedRAdam, rectify=False, eps_after_bias_correction=True)
 
 
 class Recipe(NamedTuple):
-    """An optimizer and how its learning rate begins."""
+    """An optimizer and the start of its learning rate."""
 
     make: MakeOptimizer
     warm_up: int = 0  # steps over which the learning rate grows linearly
     frozen: int = 0  # steps in which only exp_avg_sq is updated (Adam-2k)
 
     def factor(self, step: int) -> float:
-        """Of the learning rate at a step, counted from 0."""
+        """The factor of the learning rate at a step, counted from 0."""
         if step < self.frozen:
             return 0.0
         return min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
 
     def mean_factor(self, steps: int) -> float:
-        """Mean of what the learning rate is multiplied by, warm-up and r_t."""
+        """The mean factor of the learning rate: warm-up times r_t."""
         p = nn.Parameter(torch.zeros(1))
         optimizer = self.make([p], lr=1.0)
         total = 0.0
@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is trained."""
+    """A training task."""
 
     model: Callable[[], nn.Module]
     loss: Callable[[nn.Module, int], Tensor]  # of a model on the batch of a step
@@ -59,7 +59,7 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of one run."""
+    """The result of one run."""
 
     losses: list[float]  # of every step
     score: float  # nan where the loss became infinite or nan
@@ -125,7 +125,7 @@ TASKS = {
 def steps_of(
     task: Task, recipe: Recipe, lr: float, steps: int, seed: int
 ) -> Iterator[tuple[float, nn.Module]]:
-    """Train, and after each backward pass give the loss and the model with its gradients.
+    """Train; yield the loss and the model with its gradients after each backward pass.
 
     The batches are the same for every recipe and, shifted, for every seed.
     """
@@ -145,7 +145,7 @@ def steps_of(
 
 
 def train(task: str, recipe: Recipe, lr: float, steps: int, seed: int) -> Outcome:
-    """A whole run.
+    """Train one model to the end.
 
     Args:
         task: Name of the task.
@@ -176,7 +176,7 @@ def _call(work: tuple[Callable[..., object], tuple[object, ...]]) -> object:
 def over_cores(
     function: Callable[..., object], arguments: Sequence[tuple[object, ...]], what: str
 ) -> Iterator[object]:
-    """Results of calls, in order; a single-threaded process a core works on them."""
+    """Results of calls, in order. One single-threaded process per core runs them."""
     cores = len(os.sched_getaffinity(0))
     with multiprocessing.get_context("spawn").Pool(cores, _alone) as pool:
         work = [(function, each) for each in arguments]

@@ -1,4 +1,4 @@
-"""The variance of the adaptive rate: simulated, exact, approximated; rectified and not.
+"""The variance of the adaptive rate: simulated, exact and approximated; rectified and not.
 
 arXiv 1908.03265, sections 2 to 4 and figure 9: the adaptive rate psi of the first steps, an average
 of few samples, has an unbounded variance; r_t makes it the same at every step.
@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 
 from radam_fused import FusedRAdam
-from radam_fused.rectification import rho, rho_inf, variance
+from radam_fused.rectification import rho_inf, rho_t, variance
 
 from .grid import logarithmic
 from .page import markdown
 
-QUESTION = "How large is the variance of the early adaptive rate, and does r_t even it?"
+QUESTION = "How large is the variance of the early adaptive rate, and does r_t make it constant?"
 MINUTES = 1
 SIZE = (15, 4.5)  # of the picture, inches
 
@@ -46,15 +46,15 @@ def _of_simple_averages(longest: int, replicas: int) -> dict[str, list[float]]:
 
 
 def _grid(steps: int) -> list[int]:
-    """Steps that are recorded, the first rectified one among them."""
+    """The recorded steps, which include the first rectified one."""
     return sorted(logarithmic(steps, 25) | {6, steps})
 
 
 def _of_steps(mean: float, how: str, steps: int, replicas: int) -> list[float]:
-    """Variance over the elements of what FusedRAdam multiplies their gradients by."""
+    """The variance over elements of the factor by which FusedRAdam multiplies a gradient."""
     generator = torch.Generator().manual_seed(1)
     p = torch.nn.Parameter(torch.zeros(replicas, dtype=torch.float64))
-    # Without momentum and eps a step of rate 1 from 0 is -psi g, rectified -r_t psi g.
+    # Without momentum and eps, a step with lr 1 from 0 is -psi g, or -r_t psi g if rectified.
     optimizer = FusedRAdam([p], lr=1.0, betas=(0.0, BETA2), eps=0.0, **RECTIFIED[how])
     found, times = [], set(_grid(steps))
     for t in tqdm(range(1, steps + 1), f"{how}, g ~ N({mean}, 1)", mininterval=1):
@@ -67,7 +67,7 @@ def _of_steps(mean: float, how: str, steps: int, replicas: int) -> list[float]:
 
 
 def measure(replicas: int = 1_000_000, steps: int = 2000) -> dict[str, Any]:
-    """Everything that the picture shows.
+    """Measure the data of the picture.
 
     Args:
         replicas: Independent sequences of gradients of the simple averages; a twentieth for steps.
@@ -78,7 +78,7 @@ def measure(replicas: int = 1_000_000, steps: int = 2000) -> dict[str, Any]:
         for how in RECTIFIED
     }
     times = _grid(steps)
-    at = [rho(t, BETA2) for t in times]
+    at = [rho_t(t, BETA2) for t in times]
     grid = [2.0 + 10 ** (i / 20) for i in range(-40, 42)]
     return {
         "settings": {"replicas": replicas, "steps": steps, "beta2": BETA2},

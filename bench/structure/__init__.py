@@ -1,1 +1,1 @@
-"""The step of this checkout against the step of another commit, in one run."""
+"""Compares the step of this checkout with the step of another commit, in one run."""

@@ -1,4 +1,4 @@
-"""Times the step of this checkout against another commit's and against torch's optimizers."""
+"""Compares the step of this checkout with that of another commit and of torch's optimizers."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from .side import CHECKOUT
 
 
 def measure(cases: list[str], before: str, after: Path, pairs: int, folder: Path) -> None:
-    """The cases, into a folder.
+    """Run the cases and write the results into a folder.
 
     Args:
         cases: Keys of TIMED, or COUNTED.
@@ -27,7 +27,7 @@ def measure(cases: list[str], before: str, after: Path, pairs: int, folder: Path
     """
     commit = resolve(before)
     with TemporaryDirectory() as copies:
-        # Copied once, so that the run is of one state of the files.
+        # Copied once, so that all measurements use the same state of the files.
         roots = {AFTER: Path(copies) / AFTER, BEFORE: Path(copies) / BEFORE}
         copy_package(after, roots[AFTER])
         copy_package(check_out(commit), roots[BEFORE])

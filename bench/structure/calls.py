@@ -1,4 +1,4 @@
-"""How much Python of the package one step runs."""
+"""Counts the Python calls of the package in one step."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is compared, and the ratio that each comparison must reach."""
+"""The comparisons, and the ratio that each must reach."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ OURS, ADAMW, RADAM = "FusedRAdam", "torch AdamW fused", "torch RAdam foreach"
 AFTER, BEFORE = "after", "before"
 STEP, LATE_STEP, FIRST_STEP = "step", "late step", "first step"
 
-LATE = 100  # parameters of the case of late gradients, and so its most pairs
+LATE = 100  # parameters of the case of late gradients, which bound its pairs
 FOUR, TEN_MILLION = "4 tensors of 64x16", "one 10M tensor"
 TENSORS: dict[str, Shapes] = {**CASES, FOUR: [(64, 16)] * 4, TEN_MILLION: [(10_000_000,)]}
 
 
 class Recipe(NamedTuple):
-    """An optimizer and the parameters that it steps.
+    """An optimizer and its parameters.
 
     Attributes:
         tensors: A key of TENSORS.
@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """One thing that is timed.
+    """One subject of a measurement.
 
     Attributes:
         side: The worker that runs it, AFTER or BEFORE.
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two subjects, and the largest ratio of their times; None where the ratio is information."""
+    """Two subjects, and the largest allowed ratio of their times; None: no target."""
 
     what: str
     numerator: Subject
@@ -133,12 +133,12 @@ TIMED: dict[str, list[Comparison]] = {
     f"one more first gradient, {MANY}": _late(),
 }
 
-# What is counted in a steady step of FOUR, and the most that it may be.
+# The counts in a steady step of FOUR, and their largest allowed values.
 COUNTED = f"Python calls, {FOUR}"
 COUNTS = {"calls": 20, "files": 4}
 
 
 def subjects(comparisons: list[Comparison]) -> list[Subject]:
-    """Each subject of a case once."""
+    """The distinct subjects of a case."""
     both = (s for c in comparisons for s in (c.numerator, c.denominator))
     return list(dict.fromkeys(both))

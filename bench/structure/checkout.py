@@ -1,4 +1,4 @@
-"""Another commit of this repository, its extension built in place."""
+"""Checks out another commit and builds its extension in place."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from .side import CHECKOUT
 
 
 def git(*arguments: str, root: Path = CHECKOUT) -> str:
-    """What git prints.
+    """The output of a git command.
 
     Raises:
         SystemExit: git fails; its message is on the screen.
@@ -21,19 +21,19 @@ def git(*arguments: str, root: Path = CHECKOUT) -> str:
 
 
 def resolve(commit: str) -> str:
-    """The hash of a commit, as the other records have it."""
+    """The hash of a commit, in the form of the other records."""
     return git("rev-parse", "--verify", "--short=12", f"{commit}^{{commit}}")
 
 
 def describe(root: Path) -> str:
-    """The commit of a checkout, marked where a tracked file differs."""
+    """The commit of a checkout, marked if a tracked file differs."""
     if not (root / ".git").exists():
         return "no commit"
     return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=-changed", root=root)
 
 
 def check_out(commit: str) -> Path:
-    """The root of a commit's files in build/before, written and built on the first call.
+    """The folder of a commit in build/before; written and built at the first call.
 
     Args:
         commit: The hash, as resolve() returns it.

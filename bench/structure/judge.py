@@ -1,4 +1,4 @@
-"""The ratio of two subjects that were timed in pairs, and whether it reaches its target."""
+"""Computes the ratio of two subjects timed in pairs, and compares it with its target."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def judge(
     denominator: Sequence[Sequence[float]],
     target: float | None,
 ) -> dict[str, Any]:
-    """Compare the seconds of two subjects, a list for each batch of pairs.
+    """Compare the seconds of two subjects, given one list per batch of pairs.
 
     The n-th of one list and the n-th of the other are a pair. The median of the ratios of all pairs
     is judged: what slows both of a pair does not change it.
@@ -48,7 +48,7 @@ def judge(
 
 
 def judge_count(count: int, target: int | None) -> dict[str, Any]:
-    """A number of calls or files, and whether it reaches its target."""
+    """Compare a number of calls or files with its target."""
     return {
         "count": count,
         "target": target,

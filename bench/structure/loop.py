@@ -1,4 +1,4 @@
-"""An optimizer with parameters of fixed gradients, and how its steps are timed."""
+"""An optimizer whose parameters have fixed gradients, and the timing of its steps."""
 
 import gc
 import time
@@ -13,8 +13,8 @@ from ..rivals import parameters
 from ..timing import WARM_UP
 from .cases import ADAMW, FIRST_STEP, LATE_STEP, OURS, RADAM, TENSORS, Recipe
 
-# After a parallel region OpenMP's threads spin for some ms. The pause lets the other side's threads
-# fall asleep; the untimed steps bring back this side's, each to a core of its own.
+# OpenMP's threads spin for some ms after a parallel region. The pause lets the threads of the other
+# side fall asleep; the untimed steps wake up those of this side, each on its own core.
 PAUSE = 0.02
 UNTIMED = 0.01
 
@@ -53,7 +53,7 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 class Loop:
-    """The optimizer of a recipe, warm."""
+    """The optimizer of a recipe, after warm-up."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

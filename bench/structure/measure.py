@@ -1,4 +1,4 @@
-"""The measurement of a case: its subjects take turns, each in the worker of its side."""
+"""Measures a case: its subjects run alternately, each in the worker of its side."""
 
 import random
 from contextlib import ExitStack
@@ -26,7 +26,7 @@ def _start(roots: Roots, stack: ExitStack) -> dict[str, Side]:
 def _sample(
     sides: dict[str, Side], timed: list[Subject], pairs: int, chance: random.Random
 ) -> dict[Subject, list[float]]:
-    """Time every subject once a round, in an order that chance draws for the round."""
+    """Time every subject once per round, in random order."""
     seconds: dict[Subject, list[float]] = {subject: [] for subject in timed}
     for subject in timed:
         sides[subject.side].send("prepare", subject)
@@ -46,7 +46,7 @@ def time_case(case: str, roots: Roots, pairs: int) -> list[dict[str, Any]]:
     chance, timed = random.Random(0), subjects(TIMED[case])
     seconds: dict[Subject, list[list[float]]] = {subject: [] for subject in timed}
     for batch in tqdm(range(BATCHES), desc=case, leave=False):
-        size = (pairs + batch) // BATCHES  # the sizes add up to pairs
+        size = (pairs + batch) // BATCHES  # the sum of the sizes is `pairs`
         with ExitStack() as stack:
             found = _sample(_start(roots, stack), timed, size, chance)
         for subject in timed:
@@ -59,7 +59,7 @@ def time_case(case: str, roots: Roots, pairs: int) -> list[dict[str, Any]]:
 
 
 def count_case(roots: Roots) -> list[dict[str, Any]]:
-    """The calls and the files of a steady step of each side."""
+    """The numbers of calls and files in a steady step of each side."""
     with ExitStack() as stack:
         sides = _start(roots, stack)
         found = {
@@ -75,7 +75,7 @@ def count_case(roots: Roots) -> list[dict[str, Any]]:
 
 
 def machine_of(root: Path) -> dict[str, Any]:
-    """machine() as the package of a root tells it."""
+    """machine() with the package of a side."""
     with Side(root) as side:
         side.check()
         return dict(side.ask("machine"))

@@ -1,4 +1,4 @@
-"""What other processes took of the processor while something was measured."""
+"""Measures the processor time of other processes during a measurement."""
 
 import os
 import resource
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Others:
-    """Starts to count when it is made."""
+    """Counts from its construction on."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -22,11 +22,11 @@ class Others:
 
     @staticmethod
     def _own_seconds() -> float:
-        """Of this process and of the children that have ended."""
+        """The processor time of this process and of its finished children."""
         usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
     def cores(self) -> float:
-        """The cores that others kept busy on average; every child has to have ended."""
+        """The average number of cores that others used. All children must have finished."""
         busy = self._busy_seconds() - self._own_seconds() - self._busy
         return max(0.0, busy / (time.monotonic() - self._start))

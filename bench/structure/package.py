@@ -1,4 +1,4 @@
-"""Copies of the package of a checkout."""
+"""Copies the package of a checkout."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ PARTS = ("radam_fused", "triton_kernels")
 
 
 def copy_package(root: Path, folder: Path) -> None:
-    """Copy the package, extension included, as PYTHONPATH needs it.
+    """Copy the package with its extension, in a layout for PYTHONPATH.
 
     Args:
         root: A checkout with the extension built in place, or such a copy.
@@ -20,6 +20,6 @@ def copy_package(root: Path, folder: Path) -> None:
         raise SystemExit(f"{root} has no extension: python setup.py build_ext --inplace")
     for part in PARTS:
         shutil.copytree(root / part, folder / part, symlinks=True)
-    kernels = folder / "radam_fused" / "triton_kernels"  # where an installation has it
+    kernels = folder / "radam_fused" / "triton_kernels"  # the place in an installation
     if not kernels.is_symlink():
         kernels.symlink_to(Path("..") / "triton_kernels")

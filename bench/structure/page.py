@@ -1,4 +1,4 @@
-"""The table of the comparisons and the page that holds it."""
+"""Writes the table and the page of the comparisons."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def _row(comparison: dict[str, Any]) -> list[str]:
 
 
 def table(comparisons: list[dict[str, Any]], tablefmt: str = "simple") -> str:
-    """One line a comparison."""
+    """One line per comparison."""
     head = ["case", "compared", "ratio", "target", "reached", "quartiles of the ratio"]
     head += ["medians of the batches", "ratio of the medians", "the first, ms", "the second, ms"]
     rows = [_row(comparison) for comparison in comparisons]
@@ -42,7 +42,7 @@ def table(comparisons: list[dict[str, Any]], tablefmt: str = "simple") -> str:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The page of a record as structure.json holds it."""
+    """The page of a record in the form of structure.json."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
     busiest = max(comparison["cores_of_others"] for comparison in record["comparisons"])

@@ -1,4 +1,4 @@
-"""The parent's end of a worker."""
+"""Starts a worker for one version of the package, and exchanges requests with it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from .package import copy_package
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# The package comes from the copy of the side's, the benchmark always from this checkout.
+# The package comes from the copy of the side; the benchmark comes from this checkout.
 START = (
     "import sys, radam_fused; sys.path.insert(0, sys.argv[1]); "
     "from bench.structure.worker import main; main()"
@@ -59,16 +59,16 @@ class Side:
         self._folder.cleanup()
 
     def send(self, what: str, subject: Subject | None = None) -> None:
-        """Ask without waiting for the answer."""
+        """Send a request without waiting for the answer."""
         request: dict[str, object] = {"what": what}
         if subject is not None:
             request |= {"recipe": subject.recipe, "event": subject.event}
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # receive() tells
+        with suppress(BrokenPipeError):  # receive() raises
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
     def receive(self) -> Any:
-        """The answer to the earliest request that has had none.
+        """The answer to the earliest open request.
 
         Raises:
             RuntimeError: The worker has ended; its error is on the screen.
@@ -80,7 +80,7 @@ class Side:
         return json.loads(answer)
 
     def ask(self, what: str, subject: Subject | None = None) -> Any:
-        """Send and receive."""
+        """Send a request and return its answer."""
         self.send(what, subject)
         return self.receive()
 

@@ -1,4 +1,4 @@
-"""A process with one version of the package: does what it is asked, a line of JSON each time.
+"""A process with one version of the package. It answers requests, one line of JSON each.
 
 Two versions cannot share a process. Between two requests a worker is blocked, reading.
 """
@@ -33,7 +33,7 @@ def _answer(what: str, recipe: list[Any] | None = None, event: str | None = None
     if what == "machine":
         from ..machine import (
             machine,
-        )  # knows the package of this checkout, perhaps not an older one
+        )  # an older package can lack it
 
         return machine()
     if what == "count":
@@ -44,9 +44,9 @@ def _answer(what: str, recipe: list[Any] | None = None, event: str | None = None
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     warnings.simplefilter("ignore")
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing but answers on the channel
+    answers, sys.stdout = sys.stdout, sys.stderr  # only answers go to the channel
     for line in sys.stdin:
         faulthandler.dump_traceback_later(LONGEST, exit=True)
         answer = _answer(**json.loads(line))

@@ -8,9 +8,9 @@
 namespace radam::cpu {
 namespace {
 
-// Below this many scalars a thread, waking it costs more than it saves.
+// Fewer elements per thread cost more to start than they save.
 constexpr std::int64_t kGrain = 32768;
-// Boundaries between threads fall on whole cache lines of a flat buffer of any dtype.
+// Threads meet at multiples of this, which are whole cache lines of a flat buffer of any dtype.
 constexpr std::int64_t kAlign = 64;
 
 struct Build {
@@ -35,11 +35,12 @@ StepRange find(const std::string& instruction_set) {
   for (const Build& build : kBuilds) {
     if (instruction_set == build.name && build.runs_here()) return build.step_range;
   }
-  throw std::invalid_argument("instruction set '" + instruction_set + "' does not run here");
+  throw std::invalid_argument("instruction set '" + instruction_set +
+                              "' is unavailable on this machine");
 }
 
-// Intel's hardware prefetchers stop at the end of each page, and a loop that prefetches by itself
-// is 7 % faster on a Xeon. On an EPYC it is 1 to 4 % slower.
+// Intel's hardware prefetchers stop at page boundaries. Prefetches in the loop make it 7 % faster
+// on a Xeon, and 1 to 4 % slower on an EPYC.
 bool is_intel() {
 #if defined(RADAM_X86_64)
   return __builtin_cpu_is("intel");
@@ -74,7 +75,7 @@ void step(const Work& work, int threads, const std::string& instruction_set,
                       work.types,
                       work.amsgrad,
                       prefetch.value_or(is_intel())};
-  // The team can be smaller than asked for, so the parts are counted inside.
+  // The team can be smaller than requested, so the number of parts is read inside.
 #pragma omp parallel num_threads(static_cast<int>(useful))
   {
     const std::int64_t parts = omp_get_num_threads();

@@ -1,14 +1,14 @@
-// The loop over segments. Built once per instruction set (RADAM_INSTRUCTION_SET names it), so no
-// function here may have external linkage but step_range: the linker keeps one copy of the others.
+// The loop over segments. It is built once per instruction set, which RADAM_INSTRUCTION_SET names.
+// Only step_range may have external linkage: of other functions, the linker would keep one build.
 #include "step.h"
 
 namespace radam::cpu::RADAM_INSTRUCTION_SET {
 namespace {
 
-// Scalars converted at a time: five float64 scratch arrays of this length fit the L1 cache.
+// Elements that are converted at a time: five float64 arrays of this length fit into the L1 cache.
 constexpr std::int64_t kTile = 512;
 
-// Scalars updated between prefetches, and how far those reach ahead.
+// Elements between prefetches, and the distance of a prefetch.
 constexpr std::int64_t kRun = 64;
 constexpr std::int64_t kAhead = 256;
 
@@ -20,53 +20,53 @@ template <typename T>
 constexpr DType native_dtype = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
 template <typename Stored, typename T>
-void convert_in(T* to, const void* from, std::int64_t offset, std::int64_t count) {
+void convert_in(T* to, const void* from, std::int64_t offset, std::int64_t numel) {
   const Stored* source = static_cast<const Stored*>(from) + offset;
 #pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(load(source[i]));
+  for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<T>(load(source[i]));
 }
 
 template <typename Stored, typename T>
-void convert_out(void* to, const T* from, std::int64_t offset, std::int64_t count) {
+void convert_out(void* to, const T* from, std::int64_t offset, std::int64_t numel) {
   Stored* target = static_cast<Stored*>(to) + offset;
 #pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) store(target[i], static_cast<float>(from[i]));
+  for (std::int64_t i = 0; i < numel; ++i) store(target[i], static_cast<float>(from[i]));
 }
 
-// A window of `count` scalars as the arithmetic type: the memory itself where it is stored as T,
-// else a converted copy that close() writes back.
+// A part of an array in the arithmetic type: the memory itself if it is stored as T, otherwise a
+// converted copy that close() writes back.
 template <typename T>
 class Window {
  public:
-  T* open(const void* memory, DType stored, std::int64_t offset, std::int64_t count) {
+  T* open(const void* memory, DType stored, std::int64_t offset, std::int64_t numel) {
     if (stored == native_dtype<T>) return static_cast<T*>(const_cast<void*>(memory)) + offset;
     switch (stored) {
       case DType::bfloat16:
-        convert_in<BFloat16>(copy_, memory, offset, count);
+        convert_in<BFloat16>(copy_, memory, offset, numel);
         break;
       case DType::float16:
-        convert_in<Half>(copy_, memory, offset, count);
+        convert_in<Half>(copy_, memory, offset, numel);
         break;
       case DType::float32:
-        convert_in<float>(copy_, memory, offset, count);
+        convert_in<float>(copy_, memory, offset, numel);
         break;
       case DType::float64:
-        convert_in<double>(copy_, memory, offset, count);
+        convert_in<double>(copy_, memory, offset, numel);
         break;
     }
     return copy_;
   }
 
-  void close(void* memory, DType stored, std::int64_t offset, std::int64_t count) const {
-    if (stored == DType::bfloat16) convert_out<BFloat16>(memory, copy_, offset, count);
-    if (stored == DType::float16) convert_out<Half>(memory, copy_, offset, count);
+  void close(void* memory, DType stored, std::int64_t offset, std::int64_t numel) const {
+    if (stored == DType::bfloat16) convert_out<BFloat16>(memory, copy_, offset, numel);
+    if (stored == DType::float16) convert_out<Half>(memory, copy_, offset, numel);
   }
 
  private:
   alignas(64) T copy_[kTile];
 };
 
-// The arrays of a segment as the arithmetic type, from one scalar on.
+// The arrays of a segment in the arithmetic type, starting at an offset.
 template <typename T>
 struct Arrays {
   T* param;
@@ -74,7 +74,7 @@ struct Arrays {
   T *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
 };
 
-// How the arrays of a segment are read into the arithmetic type, and written back.
+// Reads the arrays of a segment as the arithmetic type, and writes them back.
 template <typename T>
 class Storage {
  public:
@@ -88,21 +88,21 @@ class Storage {
     return true;
   }
 
-  Arrays<T> load(std::int64_t offset, std::int64_t count) {
+  Arrays<T> load(std::int64_t offset, std::int64_t numel) {
     T* at[kRoles] = {};
     for (int r = 0; r < kRoles; ++r) {
       if (is_updated(r)) {
-        at[r] = windows_[r].open(segment_.at[r], types_.of[r], offset, count);
+        at[r] = windows_[r].open(segment_.at[r], types_.of[r], offset, numel);
       }
     }
     return {at[role::param], at[role::grad], at[role::exp_avg], at[role::exp_avg_sq],
             at[role::max_exp_avg_sq]};
   }
 
-  void store(std::int64_t offset, std::int64_t count) {
+  void store(std::int64_t offset, std::int64_t numel) {
     for (int r = 0; r < kRoles; ++r) {
       if (is_updated(r) && r != role::grad) {
-        windows_[r].close(segment_.at[r], types_.of[r], offset, count);
+        windows_[r].close(segment_.at[r], types_.of[r], offset, numel);
       }
     }
   }
@@ -118,7 +118,7 @@ class Storage {
 };
 
 template <Update update, bool l2, bool amsgrad, bool prefetch, typename T>
-void loop(const Arrays<T>& arrays, std::int64_t count, const Coefficients<T>& coefficients) {
+void loop(const Arrays<T>& arrays, std::int64_t numel, const Coefficients<T>& coefficients) {
   const auto [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq] = arrays;
   const Coefficients<T> c = coefficients;
   const auto update_range = [=](std::int64_t from, std::int64_t to) {
@@ -136,7 +136,7 @@ void loop(const Arrays<T>& arrays, std::int64_t count, const Coefficients<T>& co
   std::int64_t i = 0;
   if constexpr (prefetch) {
     constexpr std::int64_t line = 64 / sizeof(T);
-    for (; i + kRun + kAhead <= count; i += kRun) {
+    for (; i + kRun + kAhead <= numel; i += kRun) {
       for (std::int64_t j = i + kAhead; j < i + kAhead + kRun; j += line) {
         __builtin_prefetch(param + j, 1);
         __builtin_prefetch(grad + j);
@@ -147,7 +147,7 @@ void loop(const Arrays<T>& arrays, std::int64_t count, const Coefficients<T>& co
       update_range(i, i + kRun);
     }
   }
-  update_range(i, count);
+  update_range(i, numel);
 }
 
 template <typename T>
@@ -163,7 +163,7 @@ Loop<T> loop_of(Update update) {
     case Update::rectified:
       return loop<Update::rectified, l2, amsgrad, prefetch, T>;
     case Update::skipped:
-      break;  // only a device's own prologue says so
+      break;  // only the prologue of a device sets it
   }
   return nullptr;
 }
@@ -182,7 +182,7 @@ Loop<T> choose(Update update, bool next, Bools... rest) {
 template <typename T>
 void step_segment(const Tables& tables, const Segment& segment, std::int64_t begin,
                   std::int64_t end) {
-  const StepCoefficients& step = tables.coefficients[segment.coefficients];
+  const StepCoefficients& step = tables.coefficients[segment.coefficients_index];
   const Coefficients<T> c = round_to<T>(step.values);
   Storage<T> storage(tables.types, segment);
   const bool is_native = storage.is_native();
@@ -190,22 +190,22 @@ void step_segment(const Tables& tables, const Segment& segment, std::int64_t beg
       choose<T>(step.update, step.values.l2 != 0, tables.amsgrad, tables.prefetch && is_native);
   const std::int64_t tile = is_native ? end - begin : kTile;
   for (std::int64_t at = begin; at < end; at += tile) {
-    const std::int64_t count = smaller(tile, end - at);
-    run(storage.load(at, count), count, c);
-    storage.store(at, count);
+    const std::int64_t numel = smaller(tile, end - at);
+    run(storage.load(at, numel), numel, c);
+    storage.store(at, numel);
   }
 }
 
 }  // namespace
 
 void step_range(const Tables& tables, std::int64_t begin, std::int64_t end) {
-  // The segment that holds `begin`: the last one that starts at or before it.
-  std::int64_t low = 0, high = tables.count;
+  // The segment that holds element `begin`: the last one that starts at or before it.
+  std::int64_t low = 0, high = tables.num_segments;
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     (tables.segments[middle].first <= begin ? low : high) = middle;
   }
-  for (std::int64_t i = low; i < tables.count && tables.segments[i].first < end; ++i) {
+  for (std::int64_t i = low; i < tables.num_segments && tables.segments[i].first < end; ++i) {
     const Segment& s = tables.segments[i];
     const std::int64_t from = begin > s.first ? begin - s.first : 0;
     const std::int64_t to = smaller(end - s.first, s.numel);

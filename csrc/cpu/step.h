@@ -1,4 +1,4 @@
-// The CPU backend: one loop compiled once per instruction set, chosen when the module loads.
+// The CPU backend: a loop that is compiled once per instruction set, and the choice between them.
 #pragma once
 
 #include <optional>
@@ -9,17 +9,17 @@
 
 namespace radam::cpu {
 
-// A launch without containers, whose functions a build for one instruction set must not define.
+// A Work without std::vector, whose functions a build for one instruction set must not define.
 struct Tables {
   const Segment* segments;
-  std::int64_t count;  // of segments
+  std::int64_t num_segments;
   const StepCoefficients* coefficients;
   SegmentTypes types;
   bool amsgrad;
-  bool prefetch;  // whether the loop prefetches by itself
+  bool prefetch;  // whether the loop issues prefetches
 };
 
-// The part of a launch that one thread does: scalars [begin, end) of the concatenated segments.
+// The work of one thread: elements [begin, end) of the concatenated segments.
 using StepRange = void (*)(const Tables& tables, std::int64_t begin, std::int64_t end);
 
 namespace baseline {
@@ -32,11 +32,11 @@ namespace avx512 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
 }
 
-// Names of the instruction sets that this build has and this machine runs, best first.
+// The instruction sets of this build that this machine can run, best first.
 std::vector<std::string> instruction_sets();
 
-// Updates every segment on the calling thread's OpenMP team; any thread count gives the same bits.
-// prefetch: whether the loop prefetches by itself; by default where the processor gains by it.
+// Updates every segment with up to `threads` OpenMP threads; any number gives the same bits.
+// prefetch: whether the loop issues prefetches; the default depends on the processor.
 void step(const Work& work, int threads, const std::string& instruction_set,
           std::optional<bool> prefetch);
 

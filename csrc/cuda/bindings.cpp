@@ -1,11 +1,12 @@
-// The CUDA backend's part of radam_fused._C.
+// The CUDA backend in radam_fused._C.
 #include "../bindings.h"
 
 #include <string>
 
 #include <pybind11/stl.h>
 
-#include "launch.h"
+#include "../torch_tensors.h"
+#include "upload.h"
 
 namespace radam::cuda {
 namespace {
@@ -45,8 +46,8 @@ void upload_and_step(Upload& upload, TensorTable& table, const py::object& works
 void bind(py::module_& m) {
   m.attr("cuda_chunk") = kChunk;
   m.attr("cuda_architectures") = RADAM_CUDA;
-  m.def("cuda_missing", &missing);
-  m.def("cuda_unusable", &unusable, py::arg("device"));
+  m.def("cuda_unavailable", &unavailable);
+  m.def("cuda_unsupported", &unsupported, py::arg("device"));
   py::class_<Upload>(m, "CudaUpload", py::module_local())
       .def(py::init<>())
       .def("step", &upload_and_step, py::arg("table"), py::arg("workspace"), py::arg("stream"));

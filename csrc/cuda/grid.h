@@ -1,9 +1,9 @@
-// What one thread of the CUDA grid does, free of CUDA: device code calls it for every thread of a
-// launch, the tests call it in loops on the host.
+// The work of one thread of the CUDA grid. It uses nothing of CUDA: kernels call it once per
+// thread, and the tests call it in loops on the host.
 //
-// A block updates one chunk. It finds the segment that holds it by a search in the table, so a
-// launch needs no list of chunks. Every array of a chunk is read before any is written, in 16-byte
-// words, of which each thread has several in flight.
+// A block updates one chunk. It searches the table for the segment that holds the chunk, so the
+// host need not list the chunks. Arrays are read and written in 16-byte words; each thread reads
+// several words before it writes any, to keep many loads in flight.
 #pragma once
 
 #include <cstddef>
@@ -16,39 +16,39 @@
 namespace radam::cuda {
 
 constexpr int kThreads = 128;
-// Scalars of a block: eight a thread, which are eight or more independent 16-byte loads of float32.
+// Elements per block: eight per thread, which is eight or more independent 16-byte loads in
+// float32.
 constexpr std::int64_t kChunk = kThreads * 8;
 
-// Small tables travel in the arguments of the step's kernel, which every device takes 4 KB of. The
-// other members are 32 bytes.
+// A small table is passed in the arguments of the step kernel, which may have 4,096 bytes on every
+// device. The other members take 32 bytes.
 constexpr std::size_t kFewCoefficients = 4;
 constexpr std::size_t kFewSegments =
     (4096 - 32 - kFewCoefficients * sizeof(StepCoefficients)) / sizeof(Segment);
 
 struct StepArguments {
-  const Segment* segments;               // in device memory; null: those below
-  const StepCoefficients* coefficients;  // in device memory; null: those below
-  std::int64_t count;                    // of segments
-  float segments_per_block;              // where to begin the search
+  const Segment* segments;               // in device memory; null: use few_segments
+  const StepCoefficients* coefficients;  // in device memory; null: use few_coefficients
+  std::int64_t num_segments;
+  float segments_per_block;  // gives the first guess of the search
   Segment few_segments[kFewSegments];
   StepCoefficients few_coefficients[kFewCoefficients];
 };
 
-// The arguments of a kernel carry larger tables into device memory: they are copied by value, also
-// into a captured graph, so no host memory has to outlive the call.
+// A larger table is copied to device memory by kernels that take it in their arguments. Arguments
+// are copied by value, also into a captured graph, so no host memory has to outlive the call.
 constexpr std::size_t kUploadWords = (32764 - 16) / 8;  // 32,764 bytes since CUDA 12.1
 
 struct UploadArguments {
   std::uint64_t* to;
-  std::int64_t count;  // of 8-byte words
+  std::int64_t num_words;  // of 8 bytes
   std::uint64_t words[kUploadWords];
 };
 
-// For steps that are counted on the device: every segment has a counter and coefficients of its
-// own.
+// If the device counts the steps, every segment has its own step counter and coefficients.
 struct PrologueArguments {
   const Segment* segments;
-  std::int64_t count;
+  std::int64_t num_segments;
   const DeviceOptions* options;
   StepCoefficients* coefficients;
   bool step_is_float64;
@@ -64,17 +64,18 @@ RADAM_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
 }
 
-// The index of the segment that holds scalar `begin`: the last one that starts at or before it. The
-// two segments at the guess are read together; tensors of similar sizes are found there.
-RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t count, std::int64_t begin,
-                               std::int64_t guess) {
-  const std::int64_t near = smaller(guess, count - 1);
-  const std::int64_t next = smaller(near + 1, count - 1);
+// The index of the segment that holds element `begin`: the last one that starts at or before it.
+// The two segments at the guess are read together; with tensors of similar sizes, one of them is
+// it.
+RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t num_segments,
+                               std::int64_t begin, std::int64_t guess) {
+  const std::int64_t near = smaller(guess, num_segments - 1);
+  const std::int64_t next = smaller(near + 1, num_segments - 1);
   const bool from_near = segments[near].first <= begin;
   const bool from_next = segments[next].first <= begin;
   if (from_near && !from_next) return near;
   std::int64_t low = from_next ? next : 0;
-  std::int64_t high = from_next ? count : near;
+  std::int64_t high = from_next ? num_segments : near;
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     (segments[middle].first <= begin ? low : high) = middle;
@@ -84,24 +85,24 @@ RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t count, std:
 
 }  // namespace detail
 
-// A block's part of a segment.
+// The part of a segment that one block updates.
 template <typename Storage>
 class Chunk {
   using T = typename Storage::T;
 
  public:
-  // Scalars that fill a word of the narrowest type.
+  // Elements per pack: as many as fill a word in the narrowest type.
   static constexpr int kWidth = kWord / Storage::kNarrowest;
-  // Such packs that a thread works on at once: float32 has two, for more loads in flight.
+  // Packs that a thread has in flight: two in float32, whose packs are short.
   static constexpr int kPacks = detail::larger(1, (Storage::kWidest == 8 ? 4 : 8) / kWidth);
 
   RADAM_INLINE Chunk(const Segment& s, std::int64_t offset)
-      : storage_(s, offset), count_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
+      : storage_(s, offset), numel_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
 
   RADAM_INLINE void step(int thread, Update update, const Coefficients<T>& c) const {
     int done = 0;
     if (storage_.is_aligned()) {
-      const int packs = count_ / kWidth;
+      const int packs = numel_ / kWidth;
       RADAM_DO_NOT_UNROLL
       for (int first = thread; first < packs; first += kThreads * kPacks) {
         step_packs<kWidth, kPacks>(first, packs, update, c);
@@ -109,12 +110,12 @@ class Chunk {
       done = packs * kWidth;
     }
     RADAM_DO_NOT_UNROLL
-    for (int i = done + thread; i < count_; i += kThreads) step_packs<1, 1>(i, count_, update, c);
+    for (int i = done + thread; i < numel_; i += kThreads) step_packs<1, 1>(i, numel_, update, c);
   }
 
  private:
-  // Packs `first`, `first + kThreads`, ... of the chunk, as far as there are any: neighbouring
-  // threads touch neighbouring words.
+  // Updates the packs `first`, `first + kThreads`, ... below `end`. Neighbouring threads access
+  // neighbouring words.
   template <int width, int packs>
   RADAM_INLINE void step_packs(int first, int end, Update update, const Coefficients<T>& c) const {
     typename Storage::template Pack<width> pack[packs];
@@ -133,7 +134,7 @@ class Chunk {
     }
   }
 
-  // The kind of update is known only on the device where steps are counted there.
+  // A runtime choice: if the device counts the steps, the host does not know the kind of update.
   template <int width, typename Pack>
   static RADAM_INLINE void update_pack(Pack& pack, Update update, const Coefficients<T>& c) {
     const auto run = [&](auto l2) {
@@ -165,7 +166,7 @@ class Chunk {
   }
 
   Storage storage_;
-  int count_;
+  int numel_;
 };
 
 // Kernel arguments and device memory are read by different instructions: each branch returns a
@@ -173,9 +174,9 @@ class Chunk {
 RADAM_INLINE Segment segment_at(const StepArguments& a, std::int64_t begin, std::int64_t guess) {
   if (a.segments != nullptr) {
     const Segment* const segments = detail::in_device_memory(a.segments);
-    return segments[detail::find(segments, a.count, begin, guess)];
+    return segments[detail::find(segments, a.num_segments, begin, guess)];
   }
-  return a.few_segments[detail::find(a.few_segments, a.count, begin, guess)];
+  return a.few_segments[detail::find(a.few_segments, a.num_segments, begin, guess)];
 }
 
 RADAM_INLINE StepCoefficients coefficients_at(const StepArguments& a, std::int64_t index) {
@@ -188,21 +189,21 @@ RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int th
   const std::int64_t begin = block * kChunk;
   const auto guess = static_cast<std::int64_t>(static_cast<float>(block) * a.segments_per_block);
   const Segment s = segment_at(a, begin, guess);
-  const StepCoefficients step = coefficients_at(a, s.coefficients);
+  const StepCoefficients step = coefficients_at(a, s.coefficients_index);
   if (step.update == Update::skipped) return;
   Chunk<Storage>(s, begin - s.first)
       .step(thread, step.update, round_to<typename Storage::T>(step.values));
 }
 
 RADAM_INLINE void upload_thread(const UploadArguments& a, std::int64_t index) {
-  if (index < a.count) a.to[index] = a.words[index];
+  if (index < a.num_words) a.to[index] = a.words[index];
 }
 
 RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index) {
-  if (index >= a.count) return;
+  if (index >= a.num_segments) return;
   const Segment& s = a.segments[index];
-  const DeviceOptions& given = a.options[s.options];
-  StepCoefficients& result = a.coefficients[s.coefficients];
+  const DeviceOptions& given = a.options[s.options_index];
+  StepCoefficients& result = a.coefficients[s.coefficients_index];
   if (given.found_inf != nullptr && *given.found_inf != 0) {
     result.update = Update::skipped;
     return;
@@ -215,7 +216,7 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   }
   const double grad_scale =
       given.grad_scale != nullptr ? static_cast<double>(*given.grad_scale) : 1.0;
-  // Counted in the counter's own precision, as torch counts.
+  // The counter is incremented in its own dtype, as in torch.
   void* const counter = s.at[role::step];
   const double step =
       a.step_is_float64 ? *static_cast<double*>(counter) += 1 : *static_cast<float*>(counter) += 1;

@@ -20,7 +20,7 @@ void check(cudaError_t error, const char* what) {
   }
 }
 
-// Makes a device the current one while this lives.
+// Makes a device current within a scope.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -51,10 +51,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Arguments>
-void launch(void (*kernel)(Arguments), const Queue& queue, const Arguments& arguments,
-            std::int64_t blocks, const char* what) {
+void run(void (*kernel)(Arguments), const Queue& queue, const Arguments& arguments,
+         std::int64_t blocks, const char* what) {
   if (blocks > std::numeric_limits<int>::max()) {
-    throw std::runtime_error("a launch takes at most 2^31 - 1 blocks");
+    throw std::runtime_error(std::string(what) + " needs " + std::to_string(blocks) +
+                             " blocks, expected at most 2^31 - 1");
   }
   const DeviceGuard guard(queue.device);
   void* packed[] = {const_cast<Arguments*>(&arguments)};
@@ -63,9 +64,9 @@ void launch(void (*kernel)(Arguments), const Queue& queue, const Arguments& argu
         what);
 }
 
-// Of one thread for each of `count` items.
-std::int64_t blocks_for(std::int64_t count) {
-  return (count + kThreads - 1) / kThreads;
+// Blocks for one thread per item.
+std::int64_t blocks_for(std::int64_t num_items) {
+  return (num_items + kThreads - 1) / kThreads;
 }
 
 }  // namespace
@@ -74,28 +75,29 @@ bool is_served(const dlpack::Device& device) {
   return device.type == dlpack::kCUDA;
 }
 
-std::optional<std::string> missing() {
+std::optional<std::string> unavailable() {
   int count = 0;
   return text_of(cudaGetDeviceCount(&count));
 }
 
-std::optional<std::string> unusable(int device) {
+std::optional<std::string> unsupported(int device) {
   const DeviceGuard guard(device);
   cudaFuncAttributes attributes;
   return text_of(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&upload_kernel)));
 }
 
 void upload(const Queue& queue, const UploadArguments& arguments) {
-  launch(&upload_kernel, queue, arguments, blocks_for(arguments.count), "the upload of a table");
+  run(&upload_kernel, queue, arguments, blocks_for(arguments.num_words), "the upload of a table");
 }
 
 void prologue(const Queue& queue, const PrologueArguments& arguments) {
-  launch(&prologue_kernel, queue, arguments, blocks_for(arguments.count), "the prologue of a step");
+  run(&prologue_kernel, queue, arguments, blocks_for(arguments.num_segments),
+      "the prologue of a step");
 }
 
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks) {
-  launch(step_kernel_for(types, amsgrad), queue, arguments, blocks, "the launch of a step");
+  run(step_kernel_for(types, amsgrad), queue, arguments, blocks, "a step");
 }
 
 }  // namespace radam::cuda

@@ -1,6 +1,6 @@
-// What a launch needs of the device: three kernels. kernels.cu runs them with CUDA; the tests run
-// every block and thread in loops on the host. A call enqueues and does not wait; it throws with
-// CUDA's own text.
+// The three kernels of a launch. kernels.cu runs them with CUDA; the tests run every block and
+// thread in loops on the host. Each call enqueues a kernel and does not wait for it. An error is
+// thrown with CUDA's text.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include <string>
 
 #include "../dlpack.h"
-#include "step.h"
+#include "step_kernels.h"
 
 namespace radam::cuda {
 
@@ -20,11 +20,11 @@ struct Queue {
 
 bool is_served(const dlpack::Device& device);
 
-// Why there is no device, or nothing.
-std::optional<std::string> missing();
+// The reason why there is no device; nothing if there is one.
+std::optional<std::string> unavailable();
 
-// Why no kernel can run on a device, or nothing. Starts the device.
-std::optional<std::string> unusable(int device);
+// The reason why a device cannot run the kernels; nothing if it can. Initialises the device.
+std::optional<std::string> unsupported(int device);
 
 void upload(const Queue& queue, const UploadArguments& arguments);
 void prologue(const Queue& queue, const PrologueArguments& arguments);

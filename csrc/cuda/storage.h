@@ -1,5 +1,5 @@
-// How the kernels of a launch read and write what update_element computes with: the stored type of
-// each quantity, and packs of neighbouring elements that are moved in 16-byte words.
+// How kernels load and store the values that update_element works on: the stored type of each role,
+// and packs of neighbouring elements that are moved in 16-byte words.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 
 namespace radam::cuda {
 
-constexpr int kWord = 16;  // bytes of the widest load and store that every device has
+constexpr int kWord = 16;  // bytes of the widest load and store on every device
 
 namespace detail {
 
@@ -27,7 +27,7 @@ struct alignas(kWord) Word {
   E elements[kWord / sizeof(E)];
 };
 
-// `width` consecutive elements of an array, in whole words if they fill one.
+// `width` consecutive elements of an array; moved in whole words if they fill at least one.
 template <typename E, int width>
 struct Elements {
   static constexpr int kInWord = kWord / sizeof(E);
@@ -64,7 +64,7 @@ struct Elements {
   }
 };
 
-// An address from a table could be of any memory; this leaves the question out of each access.
+// Says that an address read from a table is in global memory, so that no access tests for it.
 template <typename E>
 RADAM_INLINE E* in_device_memory(E* pointer) {
 #if defined(__CUDA_ARCH__)
@@ -73,7 +73,7 @@ RADAM_INLINE E* in_device_memory(E* pointer) {
   return pointer;
 }
 
-// The elements of a role from `offset` on.
+// The elements of a role, starting at `offset`.
 template <typename E>
 RADAM_INLINE E* array(const Segment& s, int role, std::int64_t offset) {
   return in_device_memory(static_cast<E*>(s.at[role]) + offset);
@@ -81,19 +81,19 @@ RADAM_INLINE E* array(const Segment& s, int role, std::int64_t offset) {
 
 }  // namespace detail
 
-// A quantity that is stored as an array of E in one role. A format that takes several roles is a
+// A value that is stored in one role as an array of E. A format that needs several roles is a
 // specialisation with the same members.
 template <int role, typename E>
 class Stored {
  public:
-  using Element = E;  // whose DType the launch has for the role
+  using Element = E;  // corresponds to the launch's DType of the role
   static constexpr int kNarrowest = sizeof(E);
   static constexpr int kWidest = sizeof(E);
 
   RADAM_INLINE Stored(const Segment& s, std::int64_t offset)
       : array_(detail::array<E>(s, role, offset)) {}
 
-  // The bits that are set in any of its addresses.
+  // The union of the bits of its addresses.
   RADAM_INLINE std::uintptr_t address_bits() const {
     return reinterpret_cast<std::uintptr_t>(array_);
   }
@@ -121,7 +121,7 @@ class Stored {
   E* array_;
 };
 
-// A quantity that the launch does not have.
+// The element type of a role that the launch does not have.
 struct Absent {};
 
 template <int role>
@@ -146,17 +146,18 @@ class Stored<role, Absent> {
   };
 };
 
-// The type that a parameter of stored type P is computed in.
+// The arithmetic type of a parameter that is stored as P.
 template <typename P>
 using Arithmetic = std::conditional_t<std::is_same_v<P, double>, double, float>;
 
-// What one element of a parameter is updated from, in the arithmetic type.
+// The values of one element, in the arithmetic type.
 template <typename T>
 struct Values {
   T param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq;
 };
 
-// The arrays of a segment from an offset on: parameter, gradient and moments as P, G and M.
+// The arrays of a segment, starting at an offset: the parameter stored as P, the gradient as G and
+// the moments as M.
 template <typename P, typename G, typename M, bool with_amsgrad>
 class Storage {
   using Param = Stored<role::param, P>;
@@ -179,7 +180,7 @@ class Storage {
         exp_avg_sq_(s, offset),
         max_exp_avg_sq_(s, offset) {}
 
-  // Whether every array starts at a whole word.
+  // Whether every array starts on a word boundary.
   RADAM_INLINE bool is_aligned() const {
     const std::uintptr_t bits = param_.address_bits() | grad_.address_bits() |
                                 exp_avg_.address_bits() | exp_avg_sq_.address_bits() |
@@ -187,7 +188,7 @@ class Storage {
     return bits % kWord == 0;
   }
 
-  // `width` consecutive elements, held as they are stored.
+  // `width` consecutive elements, in their stored types.
   template <int width>
   class Pack {
    public:

@@ -1,26 +1,26 @@
-"""The CPU backend: csrc/cpu through the extension."""
+"""The CPU backend: runs the kernel of csrc/cpu."""
 
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..extension import _C, why_not
+from ..extension import _C, unavailable_reason
 from ..state import has_own_memory
 from .launches import TableLaunch
 
 
 @cache
 def instruction_sets() -> list[str]:
-    """Instruction sets that the CPU backend can use on this machine, best first."""
-    return [] if why_not else list(_C.instruction_sets())
+    """The instruction sets of the CPU kernel that this machine has, best first."""
+    return [] if unavailable_reason else list(_C.instruction_sets())
 
 
 class CpuLaunch(TableLaunch):
-    """Parameters stepped by one call of the CPU kernel."""
+    """Updates parameters with one call of the CPU kernel."""
 
-    instruction_set: str | None = None  # None: the best; tests force the others
-    prefetch: bool | None = None  # None: where the processor gains by it; tests force both
+    instruction_set: str | None = None  # None: the best one; tests set the others
+    prefetch: bool | None = None  # None: depends on the processor; tests set both
 
     def run(self) -> None:
         """See Launch.run."""
@@ -30,14 +30,14 @@ class CpuLaunch(TableLaunch):
 
 
 def unavailable() -> str | None:
-    """Why this installation cannot run it, or None."""
-    return why_not
+    """The reason why this installation cannot run; None if it can."""
+    return unavailable_reason
 
 
 def unsupported(param: Tensor) -> str | None:
-    """Why it cannot step a parameter, or None."""
+    """The reason why the backend cannot update a parameter; None if it can."""
     if param.device.type != "cpu":
-        return f"it is on {param.device}, not on the CPU"
+        return f"it is on {param.device}, expected the CPU"
     if not has_own_memory(param):
         return f"{type(param).__name__} keeps its memory in other tensors"
     return None

@@ -1,31 +1,31 @@
-"""The CUDA backend: csrc/cuda through the extension."""
+"""The CUDA backend: runs the kernels of csrc/cuda."""
 
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..extension import _C, why_not
+from ..extension import _C, unavailable_reason
 from ..state import has_own_memory
 from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
 
 
 def architectures() -> str | None:
-    """CUDA architectures that this build has code for, as CMake names them; None without CUDA."""
+    """The CUDA architectures of this build, in the notation of CMake; None without CUDA."""
     return getattr(_C, "cuda_architectures", None)
 
 
 class CudaLaunch(TableLaunch):
-    """Parameters stepped by one launch of the CUDA kernel on the caller's stream.
+    """Updates parameters with one run of the CUDA step kernel on the current stream.
 
     Args:
-        kind: What its parameters have in common.
+        kind: The common properties of its parameters.
     """
 
     def __init__(self, kind: Kind) -> None:
         super().__init__(kind, _C.cuda_chunk)
         self._workspace = Workspace(kind.device)
-        self._upload = _C.CudaUpload()  # what the workspace holds
+        self._upload = _C.CudaUpload()  # knows the content of the workspace
 
     def run(self) -> None:
         """See Launch.run."""
@@ -34,7 +34,7 @@ class CudaLaunch(TableLaunch):
         stream = current_stream(self.kind.device)
         with as_current(self.kind.device):
             if self._capturing:
-                # A replay writes the workspace again, from the arguments of the graph's kernels.
+                # Each replay writes the workspace, from the kernel arguments in the graph.
                 workspace, upload = self._workspace.make(self._size), _C.CudaUpload()
             else:
                 workspace, is_new = self._workspace.get(self._size, stream)
@@ -46,27 +46,27 @@ class CudaLaunch(TableLaunch):
 
 @cache
 def unavailable() -> str | None:
-    """Why this installation cannot run it on this machine, or None."""
-    if why_not is not None:
-        return why_not
+    """The reason why this installation cannot run on this machine; None if it can."""
+    if unavailable_reason is not None:
+        return unavailable_reason
     if architectures() is None:
         return "the extension was built without CUDA"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
-    reason: str | None = _C.cuda_missing()
+    reason: str | None = _C.cuda_unavailable()
     return reason
 
 
 @cache
-def _unusable(device: int) -> str | None:
-    reason: str | None = None if architectures() is None else _C.cuda_unusable(device)
+def _unsupported_device(device: int) -> str | None:
+    reason: str | None = None if architectures() is None else _C.cuda_unsupported(device)
     return reason
 
 
 def unsupported(param: Tensor) -> str | None:
-    """Why it cannot step a parameter, or None."""
+    """The reason why the backend cannot update a parameter; None if it can."""
     if param.device.type != "cuda":
-        return f"it is on {param.device}, not on a CUDA device"
+        return f"it is on {param.device}, expected a CUDA device"
     if not has_own_memory(param):
         return f"{type(param).__name__} keeps its memory in other tensors"
-    return _unusable(param.device.index)
+    return _unsupported_device(param.device.index)

@@ -1,4 +1,4 @@
-"""The update in plain PyTorch: the readable reference, on any device, differentiable."""
+"""The eager backend: the update in PyTorch operations, for any device, differentiable."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +12,7 @@ from ..rectification import Coefficients, Update, coefficients
 from ..state import State, arithmetic_dtype, check_grad, check_state
 from .launches import Kind, Place, Step
 
-# Below this the residual of a float64 root would underflow; above it nothing overflows.
+# Below it, the residual of a float64 root would underflow; scaled by _SCALE, nothing overflows.
 _TINY = 2.0**-900
 _SCALE = 2.0**200
 
@@ -20,11 +20,11 @@ _SCALE = 2.0**200
 def sqrt_rn(x: Tensor) -> Tensor:
     """Square root rounded to nearest even, differentiable.
 
-    torch's own is, except on the CPU, where (MKL's) about 1 % of the roots are off by one unit in
-    the last place. There a float32 root is rounded from a float64 one, which has more than twice
-    the digits and so never lies near a tie, and a float64 root gets one Newton step on its exact
-    residual (T. J. Dekker, "A floating-point technique for extending the available precision",
-    1971, section 5).
+    ``torch.sqrt`` rounds correctly except on the CPU, where about 1 % of the roots (from MKL) have
+    an error of one unit in the last place. On the CPU, a float32 root is rounded from a float64
+    root, which has more than twice the digits and is never near a tie. A float64 root gets one
+    Newton step with its exact residual (T. J. Dekker, "A floating-point technique for extending the
+    available precision", 1971, section 5).
 
     Args:
         x: Float32 or float64 of any shape.
@@ -46,7 +46,7 @@ def sqrt_rn(x: Tensor) -> Tensor:
         correction = ((scaled - square) - error) / (s + s)
         corrected = s + correction
         corrected = torch.where(tiny, corrected * _SCALE**-0.5, corrected)
-        # Zeros, infinities and NaNs are right as they are and have no residual.
+        # Zeros, infinities and NaNs are exact already and have no finite residual.
         step = torch.where(correction.isfinite(), corrected - rough, 0.0)
     return rough + step
 
@@ -59,15 +59,17 @@ def update_(
     max_exp_avg_sq: Tensor | None,
     c: Coefficients,
 ) -> None:
-    """One step of Rectified Adam (arXiv 1908.03265, Algorithm 2), in place, each operation rounded.
+    """One step of Rectified Adam (arXiv 1908.03265, Algorithm 2), in place.
+
+    Each operation is rounded separately.
 
     Args:
-        param: The parameter; float64 is computed in float64, everything else in float32.
-        grad: Its gradient, of the same shape; only read.
+        param: The parameter. float64 and complex128 are updated in float64, the rest in float32.
+        grad: Its gradient, of the same shape; it is only read.
         exp_avg: First moment, of the same shape.
         exp_avg_sq: Second moment, of the same shape.
         max_exp_avg_sq: Running maximum of the second moment, or None without amsgrad.
-        c: The step's coefficients.
+        c: The coefficients of the step.
     """
     if param.is_complex():
         param, grad, exp_avg, exp_avg_sq = map(
@@ -98,10 +100,10 @@ def update_(
 
 
 class EagerLaunch:
-    """Steps its parameters one after the other.
+    """Updates its parameters one after the other.
 
     Args:
-        kind: What they have in common.
+        kind: The common properties of its parameters.
     """
 
     is_replayed = False

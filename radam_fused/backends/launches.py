@@ -1,4 +1,4 @@
-"""What a launch is, and what the launches of the backends that address memory share."""
+"""The interface of a launch, and the base of launches that pass addresses to kernels."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -12,20 +12,20 @@ from ..extension import _C
 from ..flat import Slot
 from ..options import COEFFICIENTS, DEFAULTS, OURS, PLAN
 
-Place = tuple[int, int]  # a group, and an index in its parameters
+Place = tuple[int, int]  # index of a group, index of a parameter in it
 
 
 class Kind(NamedTuple):
-    """What the parameters of one launch have in common, whatever their groups.
+    """The common properties of the parameters of one launch, which can be of several groups.
 
     Attributes:
-        device: Where they are.
-        param: Their dtype.
-        grad: The dtype of their gradients.
-        moment: The dtype of their moments.
-        step: The dtype of their step counts.
-        state: The tensors of their states, by name.
-        counts_on_device: Whether the device counts their steps.
+        device: Device of the parameters.
+        param: Dtype of the parameters.
+        grad: Dtype of the gradients.
+        moment: Dtype of the moments.
+        step: Dtype of the step counters.
+        state: Names of the state tensors.
+        counts_on_device: Whether the device counts the steps.
     """
 
     device: torch.device
@@ -38,14 +38,14 @@ class Kind(NamedTuple):
 
 
 class Step:
-    """What one step computes with, the same for every launch.
+    """The inputs of one step that all launches share.
 
     Args:
         groups: The parameter groups.
-        numbers: The reader of their options as numbers; None without the extension.
-        grad_scale: One number that the gradients were multiplied by, or None.
-        found_inf: One number, nonzero if a gradient overflowed and the step is to be skipped, or
-            None.
+        numbers: Their options as numbers (:func:`new_numbers`).
+        grad_scale: Tensor of one element, the scale that the gradients were multiplied by; or None.
+        found_inf: Tensor of one element, nonzero if a gradient overflowed: the step is then
+            skipped; or None.
         capturing: Whether a CUDA graph is being captured.
     """
 
@@ -60,35 +60,35 @@ class Step:
         self.groups = groups
         self.numbers = numbers
         self.grad_scale = grad_scale
-        # A scaler that has found no gradient at all leaves the plain number 0.
+        # A scaler that has seen no gradient sets the number 0 instead of a tensor.
         self.found_inf = found_inf if isinstance(found_inf, Tensor) else None
         self.capturing = capturing
 
     @cached_property
     def overflows(self) -> bool:
-        """Whether the step is to be skipped; waits for the device."""
+        """Whether the step is skipped. Waits for the device."""
         return self.found_inf is not None and bool(self.found_inf.item())
 
     @cached_property
     def host_scale(self) -> float | None:
-        """The gradients' scale; waits for the device."""
+        """The scale of the gradients. Waits for the device."""
         return None if self.grad_scale is None else self.grad_scale.item()
 
 
 class Launch(Protocol):
-    """Parameters that are stepped together: first all launches read, then compute, then run."""
+    """Updates parameters of one kind. All launches of a step read, then compute, then run."""
 
     kind: Kind
-    # Whether a captured graph uses memory of the launch, which then has to live as long as that.
+    # Whether a captured graph uses memory of the launch; the launch must then live as long.
     is_replayed: bool
 
     def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
         """Add a parameter.
 
         Args:
-            place: Where the groups hold it.
+            place: Its position in the groups.
             types: The types of its tensors.
-            slot: Its place in a flat buffer, which it must not leave, or None.
+            slot: Its slot in a flat buffer, which it must not leave; or None.
         """
 
     def read(self, groups: list[dict[str, Any]], states: dict[Tensor, Any]) -> bool:
@@ -99,34 +99,34 @@ class Launch(Protocol):
             states: The optimizer's state.
 
         Returns:
-            False if a parameter does not fit the launch (any more); :meth:`misfit` names it.
+            False if a parameter does not fit the launch any more; :meth:`misfit` names it.
         """
 
     def misfit(self) -> tuple[Place, str]:
-        """Where the parameter is that the last :meth:`read` rejected, and which of its tensors."""
+        """The place of the parameter that :meth:`read` rejected, and the name of its tensor."""
 
     def compute(self, step: Step) -> None:
-        """Compute what the launch needs of the step. Writes nothing."""
+        """Compute the coefficients, or the options for the device. Writes no tensor."""
 
     def run(self) -> None:
-        """Step the parameters that were read, and count the step."""
+        """Update the parameters that were read, and count the step."""
 
     def release(self) -> None:
-        """Let go of the tensors that were read, without a step."""
+        """Release the tensors that were read, without a step."""
 
 
 class TableLaunch:
-    """A launch over a table of memory ranges; a backend adds :meth:`run`.
+    """A launch over a TensorTable. A backend adds :meth:`run`.
 
     Args:
-        kind: What its parameters have in common.
-        chunk: Scalars that one block of the kernel updates.
+        kind: The common properties of its parameters.
+        chunk: Elements that one block of the kernel updates.
     """
 
     def __init__(self, kind: Kind, chunk: int = 1) -> None:
         self.kind = kind
         self.is_replayed = False
-        self._size = 0  # of the device memory for the step's tables
+        self._size = 0  # bytes of the workspace that the step needs
         self._capturing = False
         self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device)
         self.read = self.table.read
@@ -160,7 +160,7 @@ class TableLaunch:
 
     def _on_device(self, number: Tensor, name: str) -> Tensor:
         if number.numel() != 1:
-            raise ValueError(f"{name} has shape {tuple(number.shape)}, expected one number")
+            raise ValueError(f"{name} has shape {tuple(number.shape)}, expected one element")
         return number.detach().to(self.kind.device, torch.float32, non_blocking=True)
 
 
@@ -170,14 +170,14 @@ def is_capturing() -> bool:
 
 
 def current_stream(device: torch.device) -> Any:
-    """The caller's stream; None for the CPU, whose memory the tests give to device backends."""
+    """The current stream; None for the CPU, on whose tensors tests run the device backends."""
     if device.type == "cpu":
         return None
     return torch.get_device_module(device).current_stream(device)
 
 
 def as_current(device: torch.device) -> AbstractContextManager[object]:
-    """A device as the current one; torch's guard, which creates no context on others."""
+    """A context with a device as the current one. It initialises no other device."""
     if device.type == "cpu":
         return nullcontext()
     guard: AbstractContextManager[object] = torch.get_device_module(device).device(device)
@@ -185,7 +185,7 @@ def as_current(device: torch.device) -> AbstractContextManager[object]:
 
 
 def new_numbers() -> Any:
-    """The reader of the groups' options as numbers; None without the extension."""
+    """A reader of the options of all groups as numbers; None without the extension."""
     if _C is None:
         return None
     numeric = (*COEFFICIENTS, *PLAN)
@@ -193,7 +193,7 @@ def new_numbers() -> Any:
 
 
 class Workspace:
-    """Device memory for the tables of a launch, kept from step to step."""
+    """Device memory for the tables of a launch, kept between steps."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -201,17 +201,17 @@ class Workspace:
         self._stream: Any = None
 
     def make(self, size: int) -> Tensor:
-        """Memory of its own; in a capture, from the graph's pool."""
+        """New memory. During a capture, torch takes it from the pool of the graph."""
         return torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def get(self, size: int, stream: Any) -> tuple[Tensor, bool]:
-        """Memory of at least a size for a stream, and whether it is other memory than before."""
+        """Memory of at least `size` bytes for a stream, and whether it is new memory."""
         memory = self._memory
         is_new = memory is None or memory.numel() < size
         if memory is None or is_new:
             memory = self._memory = self.make(size)
         elif stream != self._stream:
-            # The allocator must not hand the memory on while that stream still reads it.
+            # The allocator must not reuse the memory while the stream still reads it.
             memory.record_stream(stream)
         self._stream = stream
         return memory, is_new

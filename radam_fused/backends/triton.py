@@ -1,4 +1,4 @@
-"""The Triton engine: triton_kernels/."""
+"""The Triton backend: runs the kernels of triton_kernels."""
 
 import os
 from functools import cache
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..extension import why_not
+from ..extension import unavailable_reason
 from ..state import has_own_memory
 from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
 
@@ -15,28 +15,28 @@ _OLDEST = (3, 6)
 
 
 class TritonLaunch(TableLaunch):
-    """Parameters stepped by one launch of the Triton kernel on the caller's stream.
+    """Updates parameters with one run of the Triton step kernel on the current stream.
 
     Args:
-        kind: What its parameters have in common.
+        kind: The common properties of its parameters.
 
     Raises:
         RuntimeError: A kernel cannot be compiled for the device.
     """
 
     def __init__(self, kind: Kind) -> None:
-        module = _module()
-        super().__init__(kind, module.CHUNK)
-        self._new_upload = module.Upload
+        kernels = _kernels()
+        super().__init__(kind, kernels.CHUNK)
+        self._new_upload = kernels.Upload
         counter = kind.step if kind.counts_on_device else None
         dtypes = kind.param, kind.grad, kind.moment
         amsgrad = "max_exp_avg_sq" in kind.state
         with as_current(kind.device):
-            self._kernels = module.Kernels(kind.device, dtypes, amsgrad, counter)
+            self._kernels = kernels.CompiledKernels(kind.device, dtypes, amsgrad, counter)
         self._workspace = Workspace(kind.device)
-        self._upload: Any = None  # what the workspace holds
+        self._upload: Any = None  # knows the content of the workspace
         self._staging: Tensor | None = None  # for the next capture
-        self._of_graphs: list[Tensor] = []  # what replays copy from
+        self._graph_staging: list[Tensor] = []  # read by replays of captured graphs
 
     def run(self) -> None:
         """See Launch.run."""
@@ -45,10 +45,10 @@ class TritonLaunch(TableLaunch):
             return
         with as_current(self.kind.device):
             upload = self._captured_upload() if self._capturing else self._kept_upload()
-            numbers = table.options if self.kind.counts_on_device else table.coefficients
+            host_table = table.options if self.kind.counts_on_device else table.coefficients
             table.start()
             if segments := table.segments:
-                self._kernels.step(upload, segments, numbers)
+                self._kernels.run(upload, segments, host_table)
             table.finish()
 
     def _kept_upload(self) -> Any:
@@ -65,100 +65,100 @@ class TritonLaunch(TableLaunch):
         return self._upload
 
     def _captured_upload(self) -> Any:
-        """An upload in the graph's own memory, from memory that was pinned before the capture."""
+        """An upload in the graph's memory pool, with staging memory from before the capture."""
         if self._staging is None or self._staging.numel() < self._size:
             raise RuntimeError(
-                "backend='triton' cannot capture this step: run one step that is not captured "
-                "before each capture"
+                "backend='triton' cannot capture this step: it has no pinned memory for it. Run "
+                "one step without capture before each capture"
             )
-        self._of_graphs.append(self._staging)
+        self._graph_staging.append(self._staging)
         self.is_replayed = True
         self._staging = None
-        return self._new_upload(self._workspace.make(self._size), self._of_graphs[-1])
+        return self._new_upload(self._workspace.make(self._size), self._graph_staging[-1])
 
 
 def version() -> str | None:
-    """Triton's version, or None where it is not installed or broken."""
+    """The version of Triton; None if Triton is missing or broken."""
     try:
         import triton
 
         found: str = triton.__version__
-    except Exception:  # whatever a broken installation raises
+    except Exception:  # a broken installation can raise anything
         return None
     return found
 
 
 @cache
-def _module() -> Any:
-    """The module that launches the kernels; whatever its import raises."""
+def _kernels() -> Any:
+    """The module triton_kernels.compiled. Raises what its import raises."""
     import triton
 
     if tuple(map(int, triton.__version__.split(".")[:2])) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise ImportError(f"triton {triton.__version__} is too old, expected {oldest} or later")
-    from ..triton_kernels import launch
+    from ..triton_kernels import compiled
 
-    return launch
+    return compiled
 
 
 def is_interpreted() -> bool:
-    """Whether Triton interprets the kernels in Python, for debugging, on tensors of the CPU."""
-    # Asked first, because to import triton takes a while.
-    return bool(os.environ.get("TRITON_INTERPRET")) and _unloadable() is None and _interprets()
+    """Whether Triton interprets the kernels in Python, for debugging, on CPU tensors."""
+    # The environment is checked first, because the import of triton is slow.
+    return bool(os.environ.get("TRITON_INTERPRET")) and _import_error() is None and _interprets()
 
 
 def _interprets() -> bool:
-    interprets: bool = _module().is_interpreted
+    interprets: bool = _kernels().is_interpreted
     return interprets
 
 
 @cache
-def _unloadable() -> str | None:
+def _import_error() -> str | None:
     try:
-        _module()
-    except Exception as error:  # whatever a broken installation raises
+        _kernels()
+    except Exception as error:  # a broken installation can raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == "triton":
             return "triton is not installed"
-        return f"triton does not load: {type(error).__name__}: {error}"
+        return f"triton cannot be imported: {type(error).__name__}: {error}"
     return None
 
 
 @cache
-def _without_device() -> str | None:
-    reason: str | None = _module().missing()
+def _no_device() -> str | None:
+    reason: str | None = _kernels().unavailable()
     return reason
 
 
 def unavailable() -> str | None:
-    """Why this installation cannot run it on this machine, or None."""
-    reason = why_not or _unloadable()
+    """The reason why this installation cannot run on this machine; None if it can."""
+    reason = unavailable_reason or _import_error()
     if reason is not None or _interprets():
         return reason
-    return _without_device()
+    return _no_device()
 
 
-_proven: set[torch.device] = set()  # a failure may pass, so it is not remembered
+_supported_devices: set[torch.device] = set()  # failures are not cached: they can be temporary
 
 
-def _unusable(device: torch.device) -> str | None:
-    if device in _proven:
+def _unsupported_device(device: torch.device) -> str | None:
+    if device in _supported_devices:
         return None
     with as_current(device):
-        reason: str | None = _module().unusable(device)
+        reason: str | None = _kernels().unsupported(device)
     if reason is None:
-        _proven.add(device)
+        _supported_devices.add(device)
     return reason
 
 
 def unsupported(param: Tensor) -> str | None:
-    """Why it cannot step a parameter, or None."""
+    """The reason why the backend cannot update a parameter; None if it can."""
     if not has_own_memory(param):
         return f"{type(param).__name__} keeps its memory in other tensors"
     device = param.device
     if is_interpreted():
         if device.type == "cpu":
             return None
-        return f"it is on {device}, and TRITON_INTERPRET reaches only the CPU's memory"
-    if device.type != "cuda":  # as torch calls ROCm's too
-        return f"it is on {device}, not on a CUDA or ROCm device"
-    return unavailable() or _unusable(device)
+        return f"it is on {device}, and TRITON_INTERPRET works on CPU tensors only"
+    if device.type != "cuda":  # also the name of ROCm devices in torch
+        return f"it is on {device}, expected a CUDA or ROCm device"
+    return unavailable() or _unsupported_device(device)

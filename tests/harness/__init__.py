@@ -1,1 +1,1 @@
-"""Backends for devices as the tests run them: on a GPU, and without one."""
+"""The test harness: device backends with and without a GPU, the truth, helpers."""

@@ -1,22 +1,22 @@
-"""Backends for devices: on a GPU where there is one, and on the CPU's memory without one."""
+"""The device backends under test: on a GPU if there is one, and on CPU memory without one."""
 
 import contextlib
 
 import pytest
 import torch
 
-from radam_fused import backends, flat, optimizer
+from radam_fused import backends, flat, plan
 from radam_fused.backends import cpu, cuda, launches
 
 from .host_grid import host_grid
 
 
 class HostBackend:
-    """A device backend that takes tensors in the CPU's memory, and whose graphs are recorded.
+    """A device backend that works on CPU tensors and records graphs.
 
     Attributes:
-        backend: The name of the backend.
-        device: Where its tensors are.
+        name: The name of the backend.
+        device: The device of its tensors.
         is_slow: Whether its kernels are executed from their PTX.
     """
 
@@ -25,10 +25,10 @@ class HostBackend:
 
     def __init__(self, monkeypatch):
         self._monkeypatch = monkeypatch
-        served = backends.BACKENDS[self.backend]._replace(
+        served = backends.BACKENDS[self.name]._replace(
             unavailable=lambda: None, unsupported=cpu.unsupported
         )
-        monkeypatch.setitem(backends.BACKENDS, self.backend, served)
+        monkeypatch.setitem(backends.BACKENDS, self.name, served)
 
     @contextlib.contextmanager
     def capture(self, graph):
@@ -57,16 +57,16 @@ class HostBackend:
 
 
 def use_extension(module, monkeypatch):
-    """Let the backends use another module of the extension's surface, built without optimizing."""
-    for user in (launches, cuda, cpu, optimizer, flat):
+    """Make the backends use another build of the extension."""
+    for user in (launches, cuda, cpu, plan, flat):
         monkeypatch.setattr(user, "_C", module)
     monkeypatch.setattr(cpu.CpuLaunch, "instruction_set", "baseline")
 
 
 class CudaGrid(HostBackend):
-    """The CUDA backend: every block and thread of its grid in loops."""
+    """The CUDA backend on the host: a loop runs every block and thread of its grid."""
 
-    backend = "cuda"
+    name = "cuda"
 
     def __init__(self, monkeypatch):
         super().__init__(monkeypatch)
@@ -81,16 +81,16 @@ class CudaGrid(HostBackend):
 
 
 class Gpu:
-    """A backend as users have it, on a GPU."""
+    """A backend on a GPU, unchanged."""
 
     device = torch.device("cuda", 0)
     is_slow = False
 
-    def __init__(self, backend):
-        reason = backends.BACKENDS[backend].unavailable()
+    def __init__(self, name):
+        reason = backends.BACKENDS[name].unavailable()
         if reason is not None:
             pytest.skip(reason)
-        self.backend = backend
+        self.name = name
 
     def new_graph(self):
         return torch.cuda.CUDAGraph()
@@ -109,7 +109,7 @@ def triton_ptx(monkeypatch):
     return TritonPtx(monkeypatch)
 
 
-ENGINES = {
+DEVICE_BACKENDS = {
     "cuda-grid": CudaGrid,
     "triton-ptx": triton_ptx,
     "cuda-gpu": lambda monkeypatch: Gpu("cuda"),

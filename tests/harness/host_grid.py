@@ -1,4 +1,4 @@
-"""The CUDA backend's grid on the host: every block and thread in loops (tests/grid)."""
+"""The extension with the CUDA grid on the host (tests/harness/grid)."""
 
 import importlib.util
 import os
@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def with_tools(**more):
-    """The environment, with the tools that lie beside this Python."""
+    """The environment, with the tools of this Python on PATH."""
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
     return os.environ | {"PATH": path} | more
 
 
 def load(name, path, connect):
-    """A module of the extension's surface from a file."""
+    """Load a build of the extension from a file."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -27,7 +27,7 @@ def load(name, path, connect):
 
 @cache
 def host_grid():
-    """The extension over the grid on the host, built unless RADAM_HOST_GRID names it."""
+    """The extension with the host grid. Builds it unless RADAM_HOST_GRID names a file."""
     from radam_fused.extension import dense_copy
 
     path = os.environ.get("RADAM_HOST_GRID")
@@ -41,5 +41,5 @@ def host_grid():
         for command in (configure, ["cmake", "--build", build, "--target", "host_grid"]):
             done = subprocess.run(command, capture_output=True, text=True, env=with_tools())
             assert done.returncode == 0, done.stdout + done.stderr
-        [path] = (build / "tests" / "grid").glob("host_grid*.so")
+        [path] = (build / "tests" / "harness" / "grid").glob("host_grid*.so")
     return load("host_grid", path, dense_copy)

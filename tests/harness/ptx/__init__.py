@@ -1,4 +1,4 @@
-"""Execution of the PTX of kernels on a CPU, in NumPy, with every access to memory checked.
+"""Executes the PTX of kernels on the CPU with NumPy, and checks every access to memory.
 
 Arithmetic is IEEE, to nearest even, one operation at a time; subnormals are kept. An instruction
 that is not known is an error.

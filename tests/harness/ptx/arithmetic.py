@@ -1,4 +1,4 @@
-"""The arithmetic of PTX on arrays, where it is not NumPy's own.
+"""The arithmetic of PTX on arrays, for operations that NumPy lacks.
 
 Arrays have one element a thread, or one element that all threads share.
 """
@@ -11,7 +11,7 @@ _NAN = np.uint32(0x7FFFFFFF).view(np.float32)
 
 
 def canonical(x):
-    """Float32 results with the one NaN that a GPU makes."""
+    """Float32 results with the canonical NaN of a GPU."""
     nan = x != x
     if nan.any():
         x[nan] = _NAN
@@ -19,7 +19,7 @@ def canonical(x):
 
 
 def to_int64(x):
-    """Towards zero; what does not fit becomes the nearest that does, NaN the lowest."""
+    """Convert with rounding towards zero and saturation; NaN becomes the lowest value."""
     x = x.astype(np.float64)
     fits = (x >= -(2.0**63)) & (x < 2.0**63)
     nearest = np.where(x > 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min)
@@ -45,7 +45,7 @@ def pack(high, low):
 
 
 def fma32(a, b, c):
-    """One rounding: the sum in float64, rounded to odd by its error, then to float32."""
+    """Round once: the sum in float64, rounded to odd by its error, then to float32."""
     product = a.astype(np.float64) * b  # exact
     total = product + c
     part = total - product
@@ -76,7 +76,7 @@ def extract_bits(a, start, length):
 
 
 def divide(a, b):
-    """Integers, towards zero."""
+    """Integer division, rounded towards zero."""
     if (b == 0).any():
         raise PtxError("an integer division by zero")
     quotient = a // b
@@ -86,7 +86,7 @@ def divide(a, b):
 
 
 def permute_bytes(a, b, selector):
-    """Each nibble of the selector picks one byte of the eight, or the sign of that byte."""
+    """Each nibble of the selector chooses one of eight bytes, or the sign of that byte."""
     pair = (b.astype(np.uint64) << 32) | a
     result = np.zeros(np.broadcast(pair, selector).shape, np.uint32)
     for i in range(4):

@@ -1,4 +1,4 @@
-"""What the backends that run from PTX share."""
+"""The base of the backends whose kernels are executed from PTX."""
 
 import os
 
@@ -13,12 +13,12 @@ ARCHITECTURE = os.environ.get("RADAM_PTX_ARCH", "90")  # the compute capability 
 
 
 class PtxBackend(HostBackend):
-    """A device backend whose compiled kernels run on the CPU, in the CPU's memory.
+    """A device backend whose PTX is executed on the CPU, on CPU tensors.
 
     Attributes:
-        stream: Where launches go.
-        workspaces: Where their tables may lie.
-        changed: PTX to run in place of other PTX.
+        stream: The stream that kernels are enqueued on.
+        workspaces: The memory that may hold their tables.
+        changed: Maps PTX to the PTX that is executed instead of it.
     """
 
     is_slow = True
@@ -39,7 +39,7 @@ class PtxBackend(HostBackend):
         return Graph(self.stream)
 
     def free_memory_of(self, graph):
-        """Frees the workspaces that a graph uses, which is too early."""
+        """Free the workspaces that a graph uses, as if too early."""
         self._memory_of.pop(graph).clear()
 
     def launches(self):

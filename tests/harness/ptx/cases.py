@@ -1,4 +1,4 @@
-"""Optimizers over drawn tensors, once for a backend and once for the CPU kernel."""
+"""Optimizers with drawn tensors, one on a device backend and one on the CPU kernel."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import torch
 
 from radam_fused import FusedRAdam
 
-from ...helpers import assert_same_run
+from ..helpers import assert_same_run
 from .data import placed, values
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def moments(param):
-    """The dtypes that a parameter's moments may have."""
+    """The possible dtypes of the moments of a parameter."""
     return dict.fromkeys((max(param, torch.float32, key=lambda dtype: dtype.itemsize), param))
 
 
@@ -22,7 +22,7 @@ DTYPES = [(p, g, m) for p in FLOATS for g in FLOATS for m in moments(p)]
 
 
 class Row(NamedTuple):
-    """A parameter: how many numbers, the steps taken, and which of its tensors are not aligned."""
+    """A parameter: its size, its step count, and the names of its misaligned tensors."""
 
     size: int
     taken: int = 0
@@ -100,7 +100,7 @@ class Pair:
         return optimizer
 
     def step(self, grad_scale=None, found_inf=None, absent=0.0):
-        """A step of both with the same gradients; afterwards they hold the same bits.
+        """Step both with the same gradients, and assert that they have the same bits.
 
         Args:
             absent: How many of the gradients are absent.
@@ -127,7 +127,7 @@ ROLES = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def every_way():
-    """Groups that take every way through a kernel.
+    """Groups that need every branch of a kernel.
 
     Each kind of update with and without the parameter in the gradient; chunks that are whole, in
     part, and not aligned because of each of their tensors.

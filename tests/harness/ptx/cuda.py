@@ -1,4 +1,4 @@
-"""The CUDA backend from its PTX."""
+"""The CUDA backend, executed from its PTX."""
 
 from functools import partial
 
@@ -13,30 +13,30 @@ from .tables import COEFFICIENTS, SEGMENT, TABLES, add_arrays
 
 _THREADS = 128
 
-# The arguments of the kernels, as csrc/cuda/grid.h has them.
+# The kernel arguments of csrc/cuda/grid.h.
 FEW_COEFFICIENTS = 4
 FEW_SEGMENTS = (4096 - 32 - FEW_COEFFICIENTS * COEFFICIENTS.itemsize) // SEGMENT.itemsize
 STEP = np.dtype(
     [
-        *(("segments", "u8"), ("coefficients", "u8"), ("count", "i8")),
+        *(("segments", "u8"), ("coefficients", "u8"), ("num_segments", "i8")),
         *(("segments_per_block", "f4"), ("padding", "f4")),
         ("few_segments", SEGMENT, FEW_SEGMENTS),
         ("few_coefficients", COEFFICIENTS, FEW_COEFFICIENTS),
     ]
 )
-UPLOAD = np.dtype([("to", "u8"), ("count", "i8"), ("words", "u8", (32764 - 16) // 8)])
+UPLOAD = np.dtype([("to", "u8"), ("num_words", "i8"), ("words", "u8", (32764 - 16) // 8)])
 PROLOGUE = np.dtype(
     [
-        *(("segments", "u8"), ("count", "i8"), ("options", "u8"), ("coefficients", "u8")),
+        *(("segments", "u8"), ("num_segments", "i8"), ("options", "u8"), ("coefficients", "u8")),
         *(("step_is_float64", "?"), ("padding", "u1", 7)),
     ]
 )
 
 
 class CudaPtx(PtxBackend):
-    """The CUDA backend, whose kernels nvcc has compiled."""
+    """The CUDA backend, executed from the PTX that nvcc compiles."""
 
-    backend = "cuda"
+    name = "cuda"
 
     def __init__(self, monkeypatch):
         self._texts = cuda_build.texts()
@@ -49,16 +49,16 @@ class CudaPtx(PtxBackend):
         return self.kernel_of(self._texts[dtypes, amsgrad], _THREADS)
 
     def prologue_kernel(self, counter):
-        """The one for counters of either dtype."""
+        """The prologue kernel, which serves step counters of both dtypes."""
         return self.kernel_of(self._texts["prologue"], _THREADS)
 
     def upload_kernel(self):
         return self.kernel_of(self._texts["upload"], _THREADS)
 
     def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
-        """Some blocks of a step, whose tables travel in its arguments if they can and may."""
+        """Run some blocks of a step. Small tables are passed in the arguments unless in_memory."""
         arguments = np.frombuffer(bytearray(b"\xee" * STEP.itemsize), STEP)
-        arguments["count"] = len(segments)
+        arguments["num_segments"] = len(segments)
         arguments["segments_per_block"] = np.float32(len(segments)) / np.float32(grid)
         for name, rows in (("segments", segments), ("coefficients", coefficients)):
             few = arguments[0][f"few_{name}"]
@@ -72,7 +72,7 @@ class CudaPtx(PtxBackend):
         kernel.run(grid, arguments.tobytes(), memory, blocks)
 
     def run_prologue(self, memory, count, counter, segments, options, coefficients):
-        """A prologue over tables in memory."""
+        """Run a prologue over tables in memory."""
         given = segments, count, options, coefficients, counter == torch.float64, 0
         arguments = np.array([given], PROLOGUE).tobytes()
         self.prologue_kernel(counter).run(-(-count // _THREADS), arguments, memory)
@@ -86,10 +86,10 @@ class CudaPtx(PtxBackend):
 
     def _step(self, dtypes, amsgrad, blocks, arguments):
         [given] = np.frombuffer(arguments, STEP)
-        memory, count = Memory(), int(given["count"])
-        segments = given["few_segments"][:count]
+        memory, num_segments = Memory(), int(given["num_segments"])
+        segments = given["few_segments"][:num_segments]
         if at := int(given["segments"]):
-            segments = self.workspaces.segments(memory, at, count)
+            segments = self.workspaces.segments(memory, at, num_segments)
         if at := int(given["coefficients"]):
             self.workspaces.coefficients(memory, at, segments)
         add_arrays(memory, segments, [dtype.itemsize for dtype in dtypes], amsgrad)
@@ -98,12 +98,16 @@ class CudaPtx(PtxBackend):
     def _upload(self, blocks, arguments):
         [given] = np.frombuffer(arguments, UPLOAD)
         memory, words = Memory(), np.dtype("u8")
-        self.workspaces.table(memory, "words", int(given["to"]), words, int(given["count"]), True)
+        self.workspaces.table(
+            memory, "words", int(given["to"]), words, int(given["num_words"]), True
+        )
         self.upload_kernel().run(blocks, arguments, memory)
 
     def _prologue(self, blocks, arguments):
         [given] = np.frombuffer(arguments, PROLOGUE)
         memory, counter = Memory(), torch.float64 if given["step_is_float64"] else torch.float32
         tables = (int(given[name]) for name in ("segments", "options", "coefficients"))
-        self.workspaces.allow_prologue(memory, int(given["count"]), *tables, counter.itemsize)
+        self.workspaces.allow_prologue(
+            memory, int(given["num_segments"]), *tables, counter.itemsize
+        )
         self.prologue_kernel(counter).run(blocks, arguments, memory)

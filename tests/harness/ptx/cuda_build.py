@@ -1,4 +1,4 @@
-"""csrc/cuda compiled: its PTX, and the extension over kernels that call Python."""
+"""Builds the PTX of csrc/cuda, and the extension with kernels that call Python."""
 
 import os
 import re
@@ -19,8 +19,9 @@ from .backend import ARCHITECTURE
 
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "ptx"
+HOST_DEVICE = Path(__file__).parents[1] / "grid" / "device.cpp"
 
-TYPES = {  # as csrc/scalar.h numbers them
+TYPES = {  # in the order of DType in csrc/scalar.h
     "double": torch.float64,
     "float": torch.float32,
     "BFloat16": torch.bfloat16,
@@ -29,7 +30,7 @@ TYPES = {  # as csrc/scalar.h numbers them
 
 
 def _build(commands, start):
-    """Runs the commands, two at a time, each of which makes the file that it is given by.
+    """Run commands, two at a time. Each key is the file that its command makes.
 
     The files are as old as `start`, so that a source which changes meanwhile is newer.
     """
@@ -37,7 +38,7 @@ def _build(commands, start):
     def one(item):
         target, command = item
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = target.with_name(f"{target.name}.{os.getpid()}")  # whole when it gets its name
+        made = target.with_name(f"{target.name}.{os.getpid()}")  # complete before it gets its name
         done = subprocess.run([*command, "-o", made], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         os.utime(made, (start, start))
@@ -58,13 +59,13 @@ def _sources(*patterns):
 
 
 def _rounding():
-    """nvcc's options for rounding, as the build has them."""
+    """The options for rounding of the build."""
     text = (ROOT / "cmake" / "cuda.cmake").read_text()
     return re.search(r"set\(RADAM_CUDA_ROUNDING (.*)", text)[1].split()
 
 
 def compiled():
-    """The PTX of csrc/cuda as text, a module for each dtype of a parameter and one of the rest."""
+    """The PTX of csrc/cuda: one module per dtype of a parameter, and one for the other kernels."""
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc")
     sources = _sources("*.h", "*.def", "cuda/*")
@@ -74,7 +75,7 @@ def compiled():
         {
             file: [*nvcc, CSRC / "cuda" / "kernels.cu"]
             if name == "rest"
-            else [*nvcc, CSRC / "cuda" / "step.cu", f"-DRADAM_PARAM={name}"]
+            else [*nvcc, CSRC / "cuda" / "step_kernels.cu", f"-DRADAM_PARAM={name}"]
             for name, file in files.items()
             if not _is_current(file, sources)
         },
@@ -90,7 +91,7 @@ def _plain(names):
 
 @cache
 def texts():
-    """The PTX of each kernel: of a step by its dtypes and amsgrad, of the others by their names."""
+    """The PTX of each kernel: step kernels by dtypes and amsgrad, the others by name."""
     found = {}
     for module in compiled():
         head, *kernels = re.split(r"(?=^(?:\.visible )?\.entry )", module, flags=re.M)
@@ -107,12 +108,12 @@ def texts():
 
 @cache
 def extension():
-    """The extension's surface, whose launches call Python."""
+    """The extension with kernels that call Python."""
     from radam_fused.extension import dense_copy
 
     where = BUILD / "grid"
     target = where / ("ptx_grid" + sysconfig.get_config_var("EXT_SUFFIX"))
-    sources = [Path(__file__).parent / "grid" / "host.cpp"]
+    sources = [Path(__file__).parent / "host.cpp", HOST_DEVICE]
     sources += _sources("*.cpp", "cuda/*.cpp", "cpu/*.cpp")
     if not _is_current(target, [*sources, *_sources("*.h", "*.def", "*/*.h")]):
         flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fopenmp"]

@@ -1,4 +1,4 @@
-"""Data that tries a kernel: special numbers, many magnitudes, addresses that are not aligned."""
+"""Difficult data for a kernel: special numbers, many magnitudes, misaligned addresses."""
 
 import torch
 
@@ -6,7 +6,7 @@ _EXPONENTS = {torch.float64: 252, torch.float32: 126, torch.bfloat16: 126, torch
 
 
 def special(dtype):
-    """Zeros, infinities, NaN, subnormals and the numbers beside the limits of a dtype."""
+    """Zeros, infinities, NaN, subnormals and numbers near the limits of a dtype."""
     info = torch.finfo(dtype)
     tiny, least = info.smallest_normal, info.smallest_normal * info.eps
     numbers = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), least, -least, tiny, -tiny]
@@ -16,7 +16,7 @@ def special(dtype):
 
 
 def values(n, dtype, draw, odd=0.0, positive=False):
-    """`n` normal numbers; where `odd`, of many magnitudes, and that fraction of them special."""
+    """`n` normal numbers; a fraction `odd` of them is special, and then magnitudes vary."""
     generator = torch.Generator().manual_seed(draw.getrandbits(40))
     x = torch.randn(n, dtype=torch.float64, generator=generator)
     if odd:
@@ -30,7 +30,7 @@ def values(n, dtype, draw, odd=0.0, positive=False):
 
 
 def placed(data, draw, misaligned):
-    """A copy within a larger tensor, at an address that is a multiple of 16 or, misaligned, not."""
+    """A copy within a larger tensor, at an address that is aligned to 16 bytes or misaligned."""
     size = data.element_size()
     room = torch.zeros(data.numel() + 64 // size, dtype=data.dtype)
     first = (-room.data_ptr() // size) % (16 // size)

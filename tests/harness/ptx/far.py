@@ -1,4 +1,4 @@
-"""Steps over segments larger than any memory, of which only some blocks run."""
+"""Steps over segments that are larger than any memory; only some blocks run."""
 
 import numpy as np
 import torch
@@ -8,12 +8,12 @@ from radam_fused.options import COEFFICIENTS as OPTIONS
 from radam_fused.options import DEFAULTS
 from radam_fused.rectification import coefficients
 
-from ...helpers import assert_same_bits
+from ..helpers import assert_same_bits
 from .data import values
 from .memory import Memory
 from .tables import COEFFICIENTS, SEGMENT
 
-CHUNK = 1024  # scalars of a block
+CHUNK = 1024  # elements per block
 
 
 def _roles(dtypes, amsgrad):
@@ -23,7 +23,7 @@ def _roles(dtypes, amsgrad):
 
 
 def _segments(sizes, roles, draw):
-    """Segments at high addresses, one array after the other, and the blocks of all."""
+    """Segments at high addresses, one array after the other, and the number of blocks."""
     segments = np.zeros(len(sizes), SEGMENT)
     first, at = 0, 1 << 32
     for segment, (numel, row) in zip(segments, sizes, strict=True):
@@ -37,7 +37,7 @@ def _segments(sizes, roles, draw):
 
 
 def edges(sizes):
-    """The first and the last block of each segment that has any."""
+    """The first and the last block of each segment with blocks."""
     first = 0
     for numel, _ in sizes:
         blocks = -(-numel // CHUNK)
@@ -46,10 +46,10 @@ def edges(sizes):
 
 
 def assert_same_far(backend, dtypes, amsgrad, sizes, blocks, draw, in_memory=True):
-    """Some blocks of a step give the bits of the CPU kernel and touch nothing else.
+    """Assert that some blocks of a step give the bits of the CPU kernel and access nothing else.
 
     Args:
-        sizes: Of the segments: pairs of their scalars and the row of their coefficients.
+        sizes: Pairs of the number of elements and the coefficients index, one per segment.
         blocks: Those that run.
         in_memory: Whether the tables have to lie in memory.
     """

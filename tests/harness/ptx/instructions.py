@@ -1,4 +1,4 @@
-"""An instruction as a function of the threads that execute it."""
+"""Translates instructions into functions of the threads that execute them."""
 
 import re
 
@@ -12,7 +12,7 @@ SPECIAL = {"%tid.x", "%ctaid.x", "%nctaid.x"}
 
 
 def translate(kernel, instruction):
-    """A function of the threads of a launch and of which of them execute the instruction."""
+    """A function of the threads of a launch and of a mask of those that execute it."""
     name, operands = instruction.name, instruction.operands
     if found := re.fullmatch(r"(ld|st)(?:\.(global|param|shared))?(?:\.v([24]))?\.(\w+)", name):
         kind, space, lanes, ty = found.groups()

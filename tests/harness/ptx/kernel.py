@@ -1,4 +1,4 @@
-"""A compiled kernel with what a launch of it needs."""
+"""A compiled kernel with its number of threads and its shared memory."""
 
 from functools import cache
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Kernel(NamedTuple):
     shared_bytes: int = 0
 
     def run(self, grid, arguments, memory, blocks=None):
-        """Launches it; no lane of a warp may write what another one has just read."""
+        """Run it; no lane of a warp may write an element that another lane has just read."""
         launch = {"threads": self.threads, "shared_bytes": self.shared_bytes, "blocks": blocks}
         run(self.program, grid, arguments, memory, **launch, limit=10_000)
         if places := memory.same_warp_reads_before_writes:

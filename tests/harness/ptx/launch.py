@@ -1,4 +1,4 @@
-"""Launches: the threads of a grid, some blocks at a time, through a program."""
+"""Runs the threads of a grid through a program, some blocks at a time."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from .races import check_races
 
 
 class Threads:
-    """The threads of some blocks, which run together: those at the lowest basic block first.
+    """The threads of some blocks. Those at the lowest basic block run first.
 
     Every register is an array with an element for each thread. `which` selects threads: a slice
     of all, or their indices.
@@ -24,7 +24,7 @@ class Threads:
             "%nctaid.x": np.full(n, grid, np.uint32),
         }
         self.block = np.repeat(np.arange(len(blocks), dtype=np.uint64), size)
-        # From 1, so that 0 is nobody; no warp has threads of two blocks.
+        # From 1, because 0 means no warp; a warp has threads of one block only.
         self.number = (first + self.block.astype(np.int64)) * whole_warps(size) + tid + 1
         self.interval = np.zeros(n, np.int64)
         self.at = np.zeros(n, np.int32)
@@ -107,7 +107,7 @@ def run(
     at_once=16,
     limit=100_000,
 ):
-    """Launches a kernel.
+    """Run a kernel.
 
     Args:
         program: Program of the kernel.

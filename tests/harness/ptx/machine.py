@@ -1,23 +1,23 @@
-"""What every part of the interpreter shares: the error, the types and the address windows."""
+"""Shared by the interpreter: the error, the types and the address windows."""
 
 import numpy as np
 
 WARP = 32
 WORD = 32  # bytes of the widest access
 
-# Addresses of a launch's own memory, which no address of the host reaches.
+# Address windows of a launch, beyond all host addresses.
 PARAMETERS = 1 << 60
 SHARED = 1 << 61
-SHARED_STRIDE = 1 << 40  # between blocks: further than an offset reaches
+SHARED_STRIDE = 1 << 40  # between blocks; larger than any offset
 
 
 class PtxError(Exception):
-    """A fault of a program, or of what the program does."""
+    """A fault in a program or in its accesses."""
 
 
 UNSIGNED = {1: np.dtype(bool)} | {n: np.dtype(f"uint{n}") for n in (8, 16, 32, 64)}
 
-# The NumPy type of each PTX type. NumPy has no bfloat16: its bits stand for it.
+# The NumPy type of each PTX type. NumPy lacks bfloat16, so its bits are used.
 DTYPES = {"pred": UNSIGNED[1], "bf16": UNSIGNED[16]}
 DTYPES |= {f"f{n}": np.dtype(f"float{n}") for n in (16, 32, 64)}
 for _bits in (8, 16, 32, 64):

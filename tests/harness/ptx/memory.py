@@ -1,4 +1,4 @@
-"""The memory that a launch may touch, region by region, with the bounds of each access checked."""
+"""The memory that a launch may access, in regions; the bounds of each access are checked."""
 
 import ctypes
 from typing import NamedTuple
@@ -11,7 +11,7 @@ _POISON = 0xA5
 
 
 class Access(NamedTuple):
-    """One instruction's accesses to a region."""
+    """The accesses of one instruction to a region."""
 
     word: np.ndarray  # in units of `size` from the start of the region's data
     size: int
@@ -21,18 +21,18 @@ class Access(NamedTuple):
     instruction: object
 
     def places(self):
-        """The pairs of bytes, a row for each thread."""
+        """The pairs of bytes, one row per thread."""
         return (self.word[:, None] * self.size + np.arange(0, self.size, 2)) // 2
 
 
 class Region:
-    """Consecutive bytes of the device, and which threads accessed them."""
+    """Consecutive bytes of the device, and the threads that accessed them."""
 
     def __init__(self, name, address, size, data, writable, space):
         self.name, self.address, self.end = name, address, address + size
         self.origin = address & -WORD  # of `data`, whose words are those of the device
         self.data, self.writable, self.space = data, writable, space
-        self.written = None  # the bytes that hold a value, where not all do
+        self.written = None  # mask of the bytes that hold a value; None: all
         self.accesses = []
 
 
@@ -47,11 +47,11 @@ class Memory:
 
     def __init__(self):
         self.regions = []
-        self.same_warp_reads_before_writes = 0  # places, correct only while a warp runs in step
+        self.same_warp_reads_before_writes = 0  # allowed only because a warp runs in lockstep
         self._sorted = None
 
     def over_host(self, name, address, size, writable):
-        """Adds host memory at its own address."""
+        """Add host memory at its own address."""
         if size == 0:
             return None
         start, length = _words(address, size)  # no word crosses a page
@@ -59,7 +59,7 @@ class Memory:
         return self._add(Region(name, address, size, data, writable, "global"))
 
     def allocate(self, name, address, array, writable, space="global"):
-        """Adds a copy of an array or of bytes, at any address."""
+        """Add a copy of an array or of bytes, at any address."""
         content = np.frombuffer(bytes(array), np.uint8)
         start, length = _words(address, content.size)
         data = np.full(length, _POISON, np.uint8)
@@ -67,7 +67,7 @@ class Memory:
         return self._add(Region(name, address, content.size, data, writable, space))
 
     def allocate_shared(self, address, size):
-        """Adds the shared memory of a block, which has to be written before it is read."""
+        """Add the shared memory of a block, which must be written before it is read."""
         region = self.allocate("shared memory", address, bytes(size), True, "shared")
         region.written = np.zeros(region.data.size, bool)
         return region
@@ -96,7 +96,7 @@ class Memory:
         return self._sorted, self._lows
 
     def _locate(self, address, size, space):
-        """The region of each address: the region, which addresses, and their words in it."""
+        """Yield each region with a mask of the addresses in it and their words."""
         regions, lows = self._index()
         misaligned = (address & (size - 1)) != 0
         if misaligned.any():
@@ -122,7 +122,7 @@ class Memory:
             yield region, which, ((at - region.origin) // size).view(np.int64)
 
     def load(self, address, dtype, lanes, space, who, instruction):
-        """A row of numbers for each thread; `who` are the threads and the intervals."""
+        """Read one row of numbers per thread; `who` are the threads and the intervals."""
         size = lanes * dtype.itemsize
         thread, interval = who
         result = np.empty((address.size, lanes), dtype)

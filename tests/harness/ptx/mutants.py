@@ -1,4 +1,4 @@
-"""Kernels with one thing changed, each of which a test has to notice.
+"""Kernels with one change each, which a test must notice.
 
 Every function yields pairs of a description and the changed text of a kernel.
 """
@@ -28,7 +28,7 @@ _GUARD = r"\s*(?:@!?%p\d+ )?"
 
 
 def _changes(text, change):
-    """The text with every single line changed for which `change` returns another one."""
+    """Yield the text with one line changed, for each line that `change` changes."""
     lines = text.split("\n")
     for number, line in enumerate(lines):
         changed = change(line)
@@ -38,7 +38,7 @@ def _changes(text, change):
 
 
 def _idle(text):
-    """The registers on which no result depends.
+    """The registers that affect no result.
 
     Where a search begins; addresses of which only the alignment is used, which are sums of
     multiples of 16; and what a division by a power of two adds to numbers below zero.
@@ -56,7 +56,7 @@ def _idle(text):
 
 
 def swapped(text):
-    """One instruction in place of another."""
+    """Replace one instruction by another."""
     idle = _idle(text)
 
     def change(line):
@@ -75,7 +75,7 @@ def without_a_store(text):
 
 
 def at_other_offsets(text):
-    """An access 16 bytes further on."""
+    """Move an access by 16 bytes."""
 
     def change(line):
         if not re.match(_GUARD + r"(?:ld|st)\.(?!param)", line):
@@ -91,7 +91,7 @@ def _moved(address):
 
 
 def contracted(text):
-    """A product and its sum in one fused multiply-add, as the compiler would make of them."""
+    """Contract a product and a sum to a fused multiply-add."""
     products = {}
 
     def change(line):

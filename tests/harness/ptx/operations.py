@@ -1,4 +1,4 @@
-"""Every instruction that maps registers to one register, by its full name.
+"""The instructions that compute one register from others, by full name.
 
 A name that is not here is not known: so is every rounding other than to nearest even.
 """
@@ -47,7 +47,7 @@ def _rounded(function, ty):
 
 
 def _pairwise(function):
-    """On two float32 numbers in each 64 bits."""
+    """Apply an operation to two float32 numbers in each 64 bits."""
 
     def on_pairs(*operands):
         pairs = (a.view(np.float32).reshape(-1, 2) for a in operands)
@@ -61,7 +61,7 @@ def _unordered(a, b):
 
 
 def _widened(function, wide):
-    """On the first two operands in the wide type."""
+    """Apply an operation to the first two operands in the wide type."""
     return lambda a, b, *c: function(a.astype(DTYPES[wide]), b.astype(DTYPES[wide]), *c)
 
 
@@ -79,7 +79,7 @@ _ORDERED = {
     "ge": np.greater_equal,
     "num": lambda a, b: ~_unordered(a, b),
 }
-# Each is the opposite of an ordered comparison.
+# Each one is the negation of an ordered comparison.
 _OPPOSITES = {
     "equ": "ne",
     "neu": "eq",

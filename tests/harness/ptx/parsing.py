@@ -1,4 +1,4 @@
-"""The text of a PTX module as kernels: parameters, registers, labels and instructions."""
+"""Parses the text of a PTX module: kernels, parameters, registers, labels, instructions."""
 
 import re
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Kernel:
 
 
 def split(text):
-    """The parts of a list, at the commas outside of brackets."""
+    """Split a list at the commas outside of brackets."""
     return [part.strip() for part in re.findall(r"(?:[^,{\[]|\{[^}]*\}|\[[^\]]*\])+", text)]
 
 
@@ -84,7 +84,7 @@ _PIECE = re.compile(r"\s*(?:([\w$]+):(?!:)|(\{)(?=\s*\.reg)|(\})|((?:[^;{}]|\{[^
 
 def _parse_body(kernel, text, position):
     line = text.count("\n", 0, position) + 1
-    scope = None  # what the registers of a block within braces are called outside of it
+    scope = None  # maps the registers of a block in braces to unique names
     while True:
         found = _PIECE.match(text, position)
         if not found:

@@ -1,4 +1,4 @@
-"""A kernel as basic blocks of functions, and which of its instructions were executed."""
+"""A kernel as basic blocks of functions, with the coverage of its instructions."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ def programs(text):
 
 
 class Program:
-    """A kernel that `run` executes; counts the threads that execute each basic block."""
+    """A kernel that `run` executes. It counts the threads that execute each basic block."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -32,7 +32,7 @@ class Program:
         self._selected = Counter()  # threads, by guarded instruction
 
     def steps(self, number):
-        """The instructions of a block with their functions, which its first execution makes."""
+        """The instructions of a block with their functions, made at the first execution."""
         if number not in self._steps:
             self._steps[number] = [(inst, self._step(inst)) for inst in self.blocks[number]]
         return self._steps[number]
@@ -72,7 +72,7 @@ class Program:
                         yield inst
 
     def forget(self):
-        """Resets the coverage."""
+        """Reset the coverage."""
         self.executed.clear()
         self._selected.clear()
 

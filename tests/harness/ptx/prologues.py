@@ -1,4 +1,4 @@
-"""Prologues over drawn tables, against the coefficients that the host computes."""
+"""Prologues over drawn tables, compared with the coefficients of the host."""
 
 import numpy as np
 
@@ -16,13 +16,13 @@ _USED = COEFFICIENTS.fields["padding"][1]  # bytes of a row
 
 
 class _Numbers:
-    """Single numbers in device memory, each by itself."""
+    """Single numbers in device memory, in separate regions."""
 
     def __init__(self, memory):
         self._memory, self._count = memory, 0
 
     def add(self, name, value, dtype):
-        """The address of a number, and what it is once it is rounded to the dtype."""
+        """The address of a number, and its value rounded to the dtype."""
         self._count += 1
         number = np.array([value], dtype)
         address = _NUMBERS + 0x100 * self._count + number.itemsize  # not of a larger word
@@ -31,9 +31,9 @@ class _Numbers:
 
 
 def _drawn_group(draw, numbers, found_inf, row):
-    """Fills a row of the options; returns them as the host's function takes them."""
+    """Fill a row of DeviceOptions; returns the arguments for the function of the host."""
     values, flags = drawn_options(draw)
-    if draw.random() < 0.3:  # so that every term of the exact variance counts
+    if draw.random() < 0.3:  # so that every term of the exact variance matters
         values |= {"betas": (0.9, draw.uniform(0.5, 0.9)), "rectify_threshold": 2.0}
         flags |= {"rectify": True, "exact_rectification": True}
     lr, scale = values["lr"], values.pop("grad_scale")
@@ -55,7 +55,7 @@ def _drawn_group(draw, numbers, found_inf, row):
 
 
 def assert_same_prologue(backend, draw, counts, counter, found_inf=None):
-    """A prologue counts and gives the coefficients of the host, bit for bit.
+    """Assert that a prologue counts, and gives the coefficients of the host bit for bit.
 
     Args:
         counts: The counts of the segments, this step included.

@@ -1,4 +1,4 @@
-"""Races: two threads at one place, of which one writes, with no barrier between them."""
+"""Finds races: two threads access an element, one writes, and no barrier is between."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from .machine import WARP, PtxError
 
 
 def check_races(region, block):
-    """Raises for a race in a region; `block` is the number of threads that a block counts.
+    """Raise for a race in a region; `block` is the number of threads per block.
 
     Returns the number of places that a thread writes after its warp has read them, which is
     correct only while the warp runs in step.
@@ -39,13 +39,13 @@ def _check_contested(region, places, contested, block):
     def fail(what, end):
         raise PtxError(f"{region.name}: {what}; {region.accesses[time[end - 1]].instruction}")
 
-    # No barrier lies between two blocks.
+    # There is no barrier between two blocks.
     starts, ends = _runs(place[1:] != place[:-1])
     low, high = _extent((thread - 1) // block, starts)
     if (low != high).any():
         fail("two blocks access a place that one of them writes", ends[low != high][0])
 
-    # The accesses of a block to a place between two barriers.
+    # The accesses of a block to an element between two barriers.
     starts, ends = _runs((place[1:] != place[:-1]) | (interval[1:] != interval[:-1]))
     _, last_writer = _extent(np.where(writes, thread, 0), starts)
     first_writer, _ = _extent(np.where(writes, thread, np.iinfo(np.int64).max), starts)
@@ -66,7 +66,7 @@ def _check_contested(region, places, contested, block):
 
 
 def _runs(changes):
-    """The starts and the ends of the runs between changes."""
+    """The starts and ends of runs of equal values."""
     starts = np.flatnonzero(np.append(True, changes))
     return starts, np.append(starts[1:], changes.size + 1)
 

@@ -1,8 +1,8 @@
-"""A stream of launches, and graphs that are captured on it."""
+"""A stream, and graphs that are captured on it."""
 
 
 class Stream:
-    """Runs what is enqueued at once, or keeps it for the graph that is being captured."""
+    """Runs each item immediately, or keeps it for the graph that is being captured."""
 
     def __init__(self):
         self.count = 0
@@ -17,7 +17,7 @@ class Stream:
 
 
 class Graph:
-    """As torch.cuda.CUDAGraph."""
+    """Like torch.cuda.CUDAGraph."""
 
     def __init__(self, stream):
         self._stream = stream

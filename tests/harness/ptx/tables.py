@@ -1,4 +1,4 @@
-"""The tables that a launch reads, as csrc/segments.h has them, and the memory that it may touch."""
+"""The tables of csrc/segments.h that a launch reads, and the memory that it may access."""
 
 import ctypes
 
@@ -23,13 +23,13 @@ OPTIONS = np.dtype(
     + [("lr_at", "u8"), ("lr_is_float64", "i8"), ("grad_scale_at", "u8"), ("found_inf_at", "u8")]
 )
 
-# Addresses for the tables of launches that tests make themselves.
+# Addresses of tables that the tests make.
 TABLES = {"segments": 0x7FFF_0000_0040, "options": 0x7FFF_1000_0010}
 TABLES["coefficients"] = 0x7FFF_2000_0008
 
 
 class Span:
-    """The memory of a tensor, which this does not keep alive."""
+    """The memory of a tensor, without a reference to it."""
 
     def __init__(self, tensor):
         self.start = tensor.data_ptr()
@@ -45,7 +45,7 @@ class Span:
 
 
 class Workspaces:
-    """The memory that launches have been given for their tables."""
+    """The memory that launches use for their tables."""
 
     def __init__(self):
         self._spans = []
@@ -54,7 +54,7 @@ class Workspaces:
         self._spans.append(Span(tensor))
 
     def table(self, memory, name, address, dtype, count, writable=False):
-        """Adds a table to what a launch may touch; returns its rows."""
+        """Add a table to the accessible memory; returns its rows."""
         size = dtype.itemsize * count
         if not any(span.holds(address, size) for span in self._spans):
             raise PtxError(f"{name}: {size} bytes at {address:#x} lie in no workspace")
@@ -69,7 +69,7 @@ class Workspaces:
         self.table(memory, "coefficients", address, COEFFICIENTS, rows, writable)
 
     def allow_prologue(self, memory, count, segments, options, coefficients, counter_size):
-        """Adds what a prologue may touch, given the addresses of its tables."""
+        """Add the memory of a prologue, given the addresses of its tables."""
         segments = self.segments(memory, segments, count)
         rows = _rows(segments["options"])
         options = self.table(memory, "options", options, OPTIONS, rows)
@@ -78,15 +78,15 @@ class Workspaces:
 
 
 def _rows(indices):
-    """How many rows a table has to have for these indices."""
+    """The number of rows that a table needs for some indices."""
     return int(indices.max()) + 1
 
 
 def add_arrays(memory, segments, sizes, amsgrad):
-    """Adds the arrays of every segment to what a step may touch.
+    """Add the arrays of every segment to the accessible memory of a step.
 
     Args:
-        sizes: Bytes of a scalar of parameters, gradients and moments.
+        sizes: Bytes per element of parameters, gradients and moments.
     """
     param, grad, moment = sizes
     written = {"param": param, "exp_avg": moment, "exp_avg_sq": moment}
@@ -100,7 +100,7 @@ def add_arrays(memory, segments, sizes, amsgrad):
 
 
 def _add_numbers(memory, segments, options, counter_size):
-    """Adds the numbers to which the tables point to what a prologue may touch."""
+    """Add the numbers that the tables point to."""
     for number, row in enumerate(segments):
         memory.over_host(f"counter {number}", int(row["step"]), counter_size, True)
     numbers = []
@@ -111,7 +111,7 @@ def _add_numbers(memory, segments, options, counter_size):
 
 
 def _add_shared(memory, name, spans):
-    """Adds memory that is only read, of which several rows may share some."""
+    """Add memory that is only read; rows may share parts of it."""
     start = end = 0
     for address, size in sorted(span for span in spans if span[1]):
         if address > end:

@@ -1,4 +1,4 @@
-"""The Triton backend from the PTX that Triton compiles."""
+"""The Triton backend, executed from the PTX that Triton compiles."""
 
 import ctypes
 import struct
@@ -7,7 +7,7 @@ import types
 import torch
 import triton
 import triton.language as tl
-from radam_fused.triton_kernels.launch import Kernels
+from radam_fused.triton_kernels.compiled import CompiledKernels
 from triton.backends.compiler import GPUTarget
 
 from .backend import ARCHITECTURE, PtxBackend
@@ -20,7 +20,7 @@ _BYTES = {tl.float64: 8, tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
 
 
 class Driver:
-    """Triton's driver for a GPU that is not there: launches run from their PTX.
+    """A driver for Triton without a GPU: kernels are executed from their PTX.
 
     Args:
         device: The name under which Triton keeps what it loads, also for later drivers.
@@ -50,7 +50,7 @@ class Driver:
         return _STREAM
 
     def read_ptx(self, module, function, name, files, hash):
-        """Triton's hook before it loads a kernel."""
+        """The hook that Triton calls before it loads a kernel."""
         [path] = (path for file, path in files.items() if file.endswith(".ptx"))
         with open(path) as file:
             self._loading = file.read()
@@ -63,16 +63,16 @@ class Driver:
             assert (y, z, stream) == (1, 1, _STREAM)
             given = dict(zip(names, arguments, strict=True))
             passed = [given[name] for i, name in enumerate(names) if i not in constants]
-            # A driver of another test may have loaded the kernel.
+            # The driver of another test can have loaded the kernel.
             triton.runtime.driver.active.launch(ptx, metadata, x, given, passed)
 
         return launch
 
     def launch(self, ptx, metadata, programs, given, passed):
-        """Enqueues a launch; of what is given, the compiled kernel is passed only some."""
+        """Enqueue a kernel; `passed` are the arguments that the compiled kernel takes."""
         kernel = self._backend.kernel_of(ptx, 32 * metadata.num_warps, metadata.shared)
         self.loaded[metadata.name] = kernel
-        if programs == 0:  # as Triton's own launchers
+        if programs == 0:  # like the launchers of Triton
             return
         self.launched.append(metadata.name)
         passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in passed]
@@ -86,26 +86,28 @@ class Driver:
 
         self._backend.stream.enqueue(run)
 
-    def _step_kernel(self, memory, programs, table, count, coefficients, P, G, M, AMSGRAD, **_):
+    def _step_kernel(
+        self, memory, programs, segments, num_segments, coefficients, P, G, M, AMSGRAD, **_
+    ):
         workspaces = self._backend.workspaces
-        segments = workspaces.segments(memory, table, count)
+        segments = workspaces.segments(memory, segments, num_segments)
         workspaces.coefficients(memory, coefficients, segments)
         add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD)
 
-    def _prologue_kernel(self, memory, programs, table, option_rows, coefficients, S):
-        tables = table, option_rows, coefficients
+    def _prologue_kernel(self, memory, programs, segments, device_options, coefficients, S):
+        tables = segments, device_options, coefficients
         self._backend.workspaces.allow_prologue(memory, programs, *tables, _BYTES[S])
 
 
 def pack(kernel, arguments):
-    """The parameters as Triton lays them out: the arguments, then addresses of scratch memory."""
+    """The parameters in Triton's layout: the arguments, then addresses of scratch memory."""
     sizes = [size for _, size in kernel.program.kernel.params.values()]
     assert sizes == [8] * (len(arguments) + 2), sizes
     return struct.pack(f"{len(sizes)}Q", *arguments, 0, 0)
 
 
 class Copy:
-    """A copy as a graph has it, which keeps neither tensor."""
+    """A copy in a graph, which keeps neither tensor alive."""
 
     def __init__(self, to, source):
         assert to.dtype == source.dtype
@@ -122,9 +124,9 @@ class Copy:
 
 
 class TritonPtx(PtxBackend):
-    """The Triton backend, whose kernels Triton has compiled."""
+    """The Triton backend, executed from the PTX that Triton compiles."""
 
-    backend = "triton"
+    name = "triton"
 
     def __init__(self, monkeypatch, device="ptx"):
         super().__init__(monkeypatch)
@@ -143,15 +145,15 @@ class TritonPtx(PtxBackend):
         monkeypatch.setattr(torch.Tensor, "copy_", copy)
 
     def step_kernel(self, dtypes, amsgrad):
-        Kernels(self.device, dtypes, amsgrad)
+        CompiledKernels(self.device, dtypes, amsgrad)
         return self.driver.loaded["step_kernel"]
 
     def prologue_kernel(self, counter):
-        Kernels(self.device, [torch.float32] * 3, False, counter)
+        CompiledKernels(self.device, [torch.float32] * 3, False, counter)
         return self.driver.loaded["prologue_kernel"]
 
     def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
-        """Some programs of a step, whose tables are always in memory."""
+        """Run some programs of a step. The tables are always in memory."""
         for name, rows in (("segments", segments), ("coefficients", coefficients)):
             memory.allocate(name, TABLES[name], rows, False)
         kernel = self.step_kernel(dtypes, amsgrad)
@@ -159,6 +161,6 @@ class TritonPtx(PtxBackend):
         kernel.run(grid, pack(kernel, given), memory, blocks)
 
     def run_prologue(self, memory, count, counter, *tables):
-        """A prologue over tables in memory."""
+        """Run a prologue over tables in memory."""
         kernel = self.prologue_kernel(counter)
         kernel.run(count, pack(kernel, tables), memory)

@@ -1,0 +1,208 @@
+"""The benchmark on a GPU. Every case runs in its own process; results are written after each."""
+
+import json
+import multiprocessing
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .bandwidth_limit import COPY, LIMIT, limit, new_arrays
+from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, resnet50, scaled
+from .machine import gpu, machine
+from .rivals import (
+    CAPTURABLE,
+    COMPILED,
+    FLAT,
+    FOREACH,
+    FUSED_ADAMW,
+    OURS,
+    REPLAYED,
+    REPLAYED_TRITON,
+    ROUGHLY,
+    TRITON,
+    SharedRivals,
+    bytes_per_element,
+)
+from .tables import Target, case_table, check_targets, targets_table
+from .timing import Clock, Step, device_clock, enqueue_clock, interleave
+
+SECONDS = 120  # for one case, in its process
+# Of one element over all optimizers: shared tensors, the limit's, temporaries, flat buffers.
+_BYTES_OF_ALL = 64
+
+_SOME = (OURS, TRITON, FUSED_ADAMW, FOREACH)
+_ALL = (*_SOME, CAPTURABLE, REPLAYED, REPLAYED_TRITON, FLAT, "torch RAdam capturable", "torch Adam")
+
+
+class Case(NamedTuple):
+    """What one process measures.
+
+    Attributes:
+        shapes: Returns the shapes, given the largest number of elements.
+        rivals: Names of the optimizers.
+        dtype: Dtype of the parameters.
+    """
+
+    shapes: Callable[[int], Shapes]
+    rivals: Sequence[str]
+    dtype: torch.dtype = torch.float32
+
+
+FLAT_1B, LLAMA, GPT2_XL, RESNET = "1B flat", "Llama 3 8B", "GPT-2 XL", "ResNet-50"
+AS_ONE, BFLOAT16 = "one tensor of 1,024,000", ", bfloat16"
+CASES = {
+    FLAT_1B: Case(lambda most: [(min(10**9, most),)], (*_SOME, ROUGHLY)),
+    LLAMA: Case(partial(scaled, llama3_8b), _SOME),
+    GPT2_XL: Case(partial(scaled, gpt2_xl), _SOME),
+    RESNET: Case(lambda most: resnet50(), _ALL),
+    MANY: Case(lambda most: [(64, 16)] * 1000, _ALL),
+    AS_ONE: Case(lambda most: [(1_024_000,)], _ALL),
+    "5,000 tensors of 64x16": Case(lambda most: [(64, 16)] * 5000, _SOME),
+}
+CASES |= {
+    f"{name}{BFLOAT16}": CASES[name]._replace(
+        rivals=(OURS, TRITON, FUSED_ADAMW), dtype=torch.bfloat16
+    )
+    for name in (FLAT_1B, GPT2_XL)
+}
+# Last, because compilation takes long.
+COMPILED_CASES = {
+    f"{name}, compiled": CASES[name]._replace(rivals=(OURS, COMPILED))
+    for name in (FLAT_1B, RESNET, GPT2_XL)
+}
+
+TARGETS = [
+    Target(FLAT_1B, OURS, LIMIT, 0.97, is_share_of_bandwidth=True),
+    Target(FLAT_1B, OURS, FUSED_ADAMW, 1.00),
+    *(Target(case, OURS, FUSED_ADAMW, 0.95) for case in (LLAMA, GPT2_XL)),
+    *(Target(case, OURS, FOREACH, 0.36) for case in (LLAMA, GPT2_XL)),
+    *(Target(case, OURS, COMPILED, 0.80) for case in COMPILED_CASES),
+    Target(MANY, OURS, FUSED_ADAMW, 0.20, clock="host"),
+    Target(FLAT_1B, OURS, ROUGHLY, 1.02),
+    *(Target(case, TRITON, OURS, 1.05) for case in (FLAT_1B, LLAMA)),
+]
+
+CLOCKS: dict[str, Clock] = {"device": device_clock, "host": enqueue_clock}
+
+
+def _limits(rivals: SharedRivals, size: int, device: str) -> dict[str, Step]:
+    """The bandwidth limits, on the optimizers' tensors if these are four float32 arrays."""
+    dtype = rivals.params[0].dtype
+    if len(rivals.params) == 1 and dtype == torch.float32:
+        [param] = rivals.params
+        assert param.grad is not None
+        arrays = [t.detach().view(-1) for t in (param, param.grad, *rivals.moments(dtype)[0])]
+    else:
+        # As many bytes as a step of ours moves.
+        arrays = new_arrays(size * bytes_per_element(OURS, dtype) // 28, device)
+    return {LIMIT: limit(arrays), COPY: partial(arrays[2].copy_, arrays[3])}
+
+
+def time_case(
+    case: Case, name: str, most: int, device: str = "cuda", clocks: dict[str, Clock] = CLOCKS
+) -> dict[str, Any]:
+    """Measure one case.
+
+    Args:
+        case: The case.
+        name: Its name.
+        most: The largest number of elements.
+        device: Device of the tensors.
+        clocks: The clocks; each measures in a pass of its own.
+
+    Returns:
+        The entry of the case in the record.
+    """
+    shapes = case.shapes(most)
+    size = elements(shapes)
+    rivals = SharedRivals(shapes, device, case.dtype)
+    names = [*case.rivals, *(["apex FusedAdam"] if find_spec("apex") else [])]
+    steps = rivals.steps(names) | _limits(rivals, size, device)
+    rounds = 21 if size > 10**7 else 101
+    passes = {
+        clock: interleave(steps, rounds, f"{name}, {clock}", make) for clock, make in clocks.items()
+    }
+    moved = {step: bytes_per_element(step, case.dtype) for step in steps}
+    moved |= {LIMIT: bytes_per_element(OURS, case.dtype)}
+    moved |= {COPY: moved[LIMIT] * 2 / 7}
+    return {
+        "elements": size,
+        "tensors": len(shapes),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "bytes_per_element": moved,
+        "seconds": {
+            step: {clock: passes[clock][step]._asdict() for clock in clocks} for step in steps
+        },
+    }
+
+
+def _in_a_process(case: str, most: int) -> dict[str, Any]:
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", message=".* is left out")
+    return time_case((CASES | COMPILED_CASES)[case], case, most)
+
+
+def run_cases(
+    names: Sequence[str],
+    record: dict[str, Any],
+    path: Path,
+    run: Callable[[str], dict[str, Any]],
+) -> list[str]:
+    """Run cases one after the other and write the record after each.
+
+    Args:
+        names: Names of the cases.
+        record: The record, to which the cases are added.
+        path: The file of the record.
+        run: Measures a case.
+
+    Returns:
+        The names of the cases that failed.
+    """
+    failed = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        try:
+            measured = run(name)
+        except Exception as error:  # one case must not stop the others
+            print(f"\n{name} failed: {type(error).__name__}: {error}", flush=True)
+            failed.append(name)
+            continue
+        record["cases"][name] = measured
+        record["targets"] = check_targets(TARGETS, record["cases"])
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"\n{case_table(name, measured, record['machine'])}", flush=True)
+    return failed
+
+
+def measure(folder: Path, chosen: Sequence[str] = (), with_compiled: bool = True) -> list[str]:
+    """Run the benchmark on the current GPU.
+
+    Args:
+        folder: Folder of the results.
+        chosen: Names of the cases; empty for all.
+        with_compiled: Whether to run the cases of torch.compile.
+
+    Returns:
+        The names of the cases that failed.
+    """
+    most = int(torch.cuda.mem_get_info()[0] * 0.9 / _BYTES_OF_ALL)
+    record: dict[str, Any] = {"machine": machine() | gpu(), "bytes_per_element": 28, "cases": {}}
+    print(f"{record['machine']['gpu']}, commit {record['machine']['commit']}", flush=True)
+
+    def run(name: str) -> dict[str, Any]:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            done: dict[str, Any] = pool.apply_async(_in_a_process, [name, most]).get(SECONDS)
+            return done
+
+    names = chosen or [*CASES, *(COMPILED_CASES if with_compiled else [])]
+    failed = run_cases(names, record, folder / "gpu.json", run)
+    print(
+        f"\n{targets_table(record.get('targets', []))}\n\nfailed: {', '.join(failed) or 'nothing'}"
+    )
+    return failed

@@ -1,0 +1,81 @@
+#include "upload.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+namespace radam::cuda {
+namespace {
+
+static_assert(sizeof(StepArguments) <= 4096, "at most 4 KB of kernel arguments on every device");
+static_assert(sizeof(UploadArguments) <= 32764,
+              "at most 32,764 bytes of kernel arguments since CUDA 12.1");
+static_assert(std::has_unique_object_representations_v<Segment>, "rows are compared byte by byte");
+static_assert(sizeof(DeviceOptions) == (kOptions + 4) * 8, "rows are compared byte by byte");
+
+void upload_all(const Queue& queue, void* to, const void* from, std::size_t bytes) {
+  const std::size_t words = bytes / sizeof(std::uint64_t);
+  UploadArguments arguments;
+  for (std::size_t done = 0; done < words;) {
+    const std::size_t num_words = std::min(words - done, kUploadWords);
+    arguments.to = static_cast<std::uint64_t*>(to) + done;
+    arguments.num_words = static_cast<std::int64_t>(num_words);
+    std::memcpy(arguments.words, static_cast<const char*>(from) + done * sizeof(std::uint64_t),
+                num_words * sizeof(std::uint64_t));
+    upload(queue, arguments);
+    done += num_words;
+  }
+}
+
+template <typename Row>
+std::size_t bytes_of(const std::vector<Row>& rows) {
+  return rows.size() * sizeof(Row);
+}
+
+}  // namespace
+
+void CachedRange::copy(const Queue& queue, void* to, const void* from, std::size_t bytes) {
+  if (at_ == to && content_.size() == bytes && std::memcmp(content_.data(), from, bytes) == 0) {
+    return;
+  }
+  at_ = nullptr;  // the content is unknown if a copy fails
+  upload_all(queue, to, from, bytes);
+  const char* const begin = static_cast<const char*>(from);
+  content_.assign(begin, begin + bytes);
+  at_ = to;
+}
+
+void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows) {
+  if (work.segments.empty()) return;
+  auto* const segments = static_cast<Segment*>(workspace);
+  auto* const coefficients = reinterpret_cast<StepCoefficients*>(segments + num_rows);
+  auto* const options = reinterpret_cast<DeviceOptions*>(coefficients + num_rows);
+  const Segment& last = work.segments.back();
+  const std::int64_t blocks = (last.first + last.numel + kChunk - 1) / kChunk;
+
+  StepArguments arguments{};
+  arguments.num_segments = static_cast<std::int64_t>(work.segments.size());
+  if (work.counts_on_device || work.segments.size() > kFewSegments) {
+    segments_.copy(queue, segments, work.segments.data(), bytes_of(work.segments));
+    arguments.segments = segments;
+  } else {
+    std::copy(work.segments.begin(), work.segments.end(), arguments.few_segments);
+  }
+  if (work.counts_on_device) {
+    options_.copy(queue, options, work.options.data(), bytes_of(work.options));
+    prologue(queue, {segments, arguments.num_segments, options, coefficients,
+                     work.types.of[role::step] == DType::float64});
+    arguments.coefficients = coefficients;
+  } else if (work.coefficients.size() > kFewCoefficients) {
+    upload_all(queue, coefficients, work.coefficients.data(), bytes_of(work.coefficients));
+    arguments.coefficients = coefficients;
+  } else {
+    std::copy(work.coefficients.begin(), work.coefficients.end(), arguments.few_coefficients);
+  }
+  if (blocks == 0) return;
+  arguments.segments_per_block =
+      static_cast<float>(arguments.num_segments) / static_cast<float>(blocks);
+  cuda::step(queue, work.types, work.amsgrad, arguments, blocks);
+}
+
+}  // namespace radam::cuda

@@ -1,0 +1,70 @@
+// Access to torch's tensors without libtorch: DLPack gives their memory, Python their attributes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <pybind11/pybind11.h>
+
+#include "dlpack.h"
+#include "segments.h"
+
+namespace radam {
+
+namespace py = pybind11;
+
+// The memory of a contiguous tensor.
+struct Range {
+  void* address;
+  dlpack::Device device;
+  dlpack::DataType dtype;
+  std::int64_t numel;
+};
+
+// Python objects that every step uses. They are created once and never released: they must outlive
+// the teardown of Python modules.
+struct TorchObjects {
+  PyObject* tensor_type;
+  PyObject* parameter_type;
+  PyObject* params;
+  PyObject* grad;
+  PyObject* is_conj;
+  PyObject* is_neg;
+  std::array<PyObject*, kRoles> roles;
+  PyObject* dense_copy;
+  PyObject* increment_version;
+  const dlpack::ExchangeApi* api;
+};
+
+// Finds torch's exchange interface; called once, before all other functions. dense_copy(tensor,
+// like) returns a temporary copy of a tensor in the memory order of another one. Throws if torch
+// has no such interface.
+void connect(const py::object& dense_copy);
+
+const TorchObjects& torch_objects();
+
+inline void* address(const dlpack::TensorView& view) {
+  return static_cast<char*>(view.data) + view.byte_offset;
+}
+
+bool is_tensor(PyObject* object);
+
+// Throws ValueError if `tensor` is not contiguous; `name` is its name in the error message.
+Range contiguous_range(const py::handle& tensor, const std::string& name);
+
+// param.grad
+py::object gradient(PyObject* param);
+
+// group["params"], or null if there are fewer groups.
+PyObject* params_of(const py::list& groups, std::size_t group);
+
+// The length of a list; 0 for null.
+std::size_t length_of(PyObject* list);
+
+// A tensor with its own storage over a part of a contiguous buffer. It keeps the buffer alive.
+py::object slice_of(const py::object& buffer, std::int64_t offset, std::vector<std::int64_t> shape,
+                    std::vector<std::int64_t> strides);
+
+}  // namespace radam

@@ -1,0 +1,48 @@
+"""Steps in threads and in forked processes."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+from radam_fused import FusedRAdam
+
+from .harness.helpers import gradients, parameters, train
+
+
+def test_concurrent_steps_run_one_after_the_other():
+    """The test keeps all gradients: torch must not free one while another thread reads it."""
+    [p] = parameters((400_000,))
+    optimizer = FusedRAdam([p], backend="cpu")
+    errors, kept = [], [torch.ones(400_000) for _ in range(60)]
+
+    def work(grads):
+        for i in range(30):
+            p.grad = kept[30 * (grads // 2) + i] if grads else None
+            try:
+                optimizer.step()
+            except Exception as error:  # the assertion shows it
+                errors.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(grads,)) for grads in (1, 0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A gradient that another thread removes during a step raises this error.
+    assert all("changed while the step was prepared" in error for error in errors), errors
+    assert p.isfinite().all()
+    assert 1 <= optimizer.state[p]["step"] <= 90
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_process_forked_during_a_step_can_step():
+    [p] = parameters((5,))
+    optimizer = train(FusedRAdam([p], backend="cpu"), gradients([p], 1))
+    with optimizer._lock:  # as another thread would hold it
+        child = os.fork()
+        if child == 0:
+            optimizer.step()
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -1,0 +1,138 @@
+"""Compiles the kernels for a device and runs them.
+
+    kernels = CompiledKernels(device, (param, grad, moment), amsgrad, counter)  # once
+    upload = Upload(workspace)  # once per workspace
+    kernels.run(upload, segments, table)  # every step: at most one copy, then the kernels
+
+All of them use the current device and stream.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .kernels import probe_kernel, prologue_kernel, step_kernel
+from .upload import CHUNK, Upload
+
+is_interpreted = not isinstance(step_kernel, triton.JITFunction)
+
+PART = 512  # elements per block in a chunk that is not whole and aligned
+_THREADS = 128  # per program: eight elements each, two 128-bit loads of each float32 array
+
+_TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.complex128: tl.float64,
+    torch.complex64: tl.float32,
+}
+
+
+def options_for(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
+    """The compiler options of the step kernel.
+
+    Args:
+        target: Triton's description of the device.
+        param: Triton dtype of the parameters.
+        amsgrad: Whether there are running maxima.
+    """
+    options = {"num_warps": _THREADS // target.warp_size}
+    if target.backend == "cuda":
+        # For 7, 6 or 3 blocks per multiprocessor, at which no register spills. Without a limit,
+        # ptxas sometimes spills a register to fit one more block.
+        options["maxnreg"] = 168 if param == tl.float64 else 80 if amsgrad else 72
+    return options
+
+
+def _options(param: Any, amsgrad: bool) -> dict[str, int]:
+    if is_interpreted:
+        return {}
+    return options_for(triton.runtime.driver.active.get_current_target(), param, amsgrad)
+
+
+def unavailable() -> str | None:
+    """The reason why Triton has no device; None if it has one."""
+    try:
+        triton.runtime.driver.active  # noqa: B018
+    except Exception as error:  # a driver needs a device and a C compiler
+        return f"triton has no driver here: {error}"
+    return None
+
+
+def unsupported(device: torch.device) -> str | None:
+    """The reason why the current device cannot run a kernel; None if it can. Initialises it."""
+    try:
+        torch.empty(1, device=device)
+        probe_kernel[(1,)](num_warps=1)
+    except torch.AcceleratorError:  # caused by an earlier kernel, not by Triton
+        raise
+    except Exception as error:
+        return f"triton cannot run a kernel on {device}: {error}"
+    return None
+
+
+class CompiledKernels:
+    """The kernels of one launch. The constructor compiles and loads them on the current device.
+
+    Args:
+        device: The current device.
+        dtypes: torch dtypes of parameters, gradients and moments.
+        amsgrad: Whether there are running maxima.
+        counter: torch dtype of the step counters if the device counts the steps, else None.
+
+    Raises:
+        RuntimeError: A kernel cannot be compiled or loaded.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtypes: Sequence[torch.dtype],
+        amsgrad: bool,
+        counter: torch.dtype | None = None,
+    ) -> None:
+        param, grad, moment = (_TYPES[dtype] for dtype in dtypes)
+        self._step: dict[str, Any] = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
+        self._step |= {"CHUNK": CHUNK, "PART": PART, "enable_fp_fusion": False}
+        self._step |= _options(param, amsgrad)
+        self._prologue: dict[str, Any] | None = None
+        if counter is not None:
+            # One warp: its lanes read a counter together before one of them writes it.
+            self._prologue = {"S": _TYPES[counter], "enable_fp_fusion": False, "num_warps": 1}
+        empty = Upload(torch.empty(0, dtype=torch.uint8, device=device))
+        try:
+            self._run(empty)  # a grid of zero programs compiles and loads the kernels
+        except torch.AcceleratorError:  # caused by an earlier kernel
+            raise
+        except Exception as error:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise RuntimeError(
+                f"backend='triton' cannot compile a step on {device} for parameters, gradients and "
+                f"moments of {names}: {error}"
+            ) from error
+
+    def run(self, upload: Upload, segments: bytes, table: bytes) -> None:
+        """Enqueue one step.
+
+        Args:
+            upload: The launch's tables on the device.
+            segments: Array of Segment; at least one.
+            table: Array of StepCoefficients, or of DeviceOptions if the device counts the steps.
+        """
+        upload.copy(segments, table)
+        self._run(upload)
+
+    def _run(self, upload: Upload) -> None:
+        coefficients = upload.table
+        if self._prologue is not None:
+            coefficients = upload.computed
+            prologue_kernel[(upload.num_segments,)](
+                upload.segments, upload.table, coefficients, **self._prologue
+            )
+        step_kernel[(upload.num_programs,)](
+            upload.segments, upload.num_segments, coefficients, **self._step
+        )

@@ -1,0 +1,267 @@
+"""The Triton kernels. They move data; the mathematics stands in radam_math.py.
+
+A program updates one chunk. It searches the table for the segment that holds the chunk, so the host
+need not list the chunks. A whole, aligned chunk is moved in 128-bit words.
+
+Arguments are not specialised: a kernel is compiled once per combination of its constants.
+"""
+
+import triton
+import triton.language as tl
+
+from ..options import OPTION_NAMES
+from ..state import ROLES
+from .radam_math import SKIPPED, Options, update
+from .radam_math import coefficients as coefficients_of
+
+# The 8-byte words of Segment in csrc/segments.h: the address of each role, then four integers.
+PARAM = tl.constexpr(ROLES.index("param"))
+GRAD = tl.constexpr(ROLES.index("grad"))
+STEP = tl.constexpr(ROLES.index("step"))
+EXP_AVG = tl.constexpr(ROLES.index("exp_avg"))
+EXP_AVG_SQ = tl.constexpr(ROLES.index("exp_avg_sq"))
+MAX_EXP_AVG_SQ = tl.constexpr(ROLES.index("max_exp_avg_sq"))
+ADDRESSES = tl.constexpr(len(ROLES))
+NUMEL = tl.constexpr(len(ROLES))
+FIRST = tl.constexpr(len(ROLES) + 1)
+COEFFICIENTS_INDEX = tl.constexpr(len(ROLES) + 2)
+OPTIONS_INDEX = tl.constexpr(len(ROLES) + 3)
+SEGMENT_WORDS = tl.constexpr(len(ROLES) + 4)
+
+# The words of StepCoefficients: eight float64, then the kind of update as int32, and padding.
+KIND = tl.constexpr(8)
+COEFFICIENTS_WORDS = tl.constexpr(9)
+
+# The words of DeviceOptions: the options as float64, then three addresses and a flag as int64.
+NAMES = tl.constexpr(OPTION_NAMES)
+LR = tl.constexpr(len(OPTION_NAMES))
+LR_IS_FLOAT64 = tl.constexpr(len(OPTION_NAMES) + 1)
+GRAD_SCALE = tl.constexpr(len(OPTION_NAMES) + 2)
+FOUND_INF = tl.constexpr(len(OPTION_NAMES) + 3)
+OPTIONS_WORDS = tl.constexpr(len(OPTION_NAMES) + 4)
+
+
+@triton.jit
+def _find(table, num_segments, begin):
+    """Index of the segment that holds element `begin`: the last one that starts at or before it."""
+    low = num_segments * 0
+    high = num_segments
+    # With tensors of similar sizes, the guess or the segment after it is the one.
+    guess = tl.program_id(0).to(tl.int64) * num_segments // tl.num_programs(0)
+    for at in tl.static_range(2):
+        middle = guess + at
+        if (low < middle) & (middle < high):
+            if tl.load(table + (middle * SEGMENT_WORDS + FIRST)) <= begin:
+                low = middle
+            else:
+                high = middle
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        if tl.load(table + (middle * SEGMENT_WORDS + FIRST)) <= begin:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _addresses(segment):
+    """Addresses of all roles, and whether every array is aligned to 16 bytes."""
+    addresses = ()
+    bits = tl.full((), 0, tl.int64)
+    for role in tl.static_range(ADDRESSES):
+        address = tl.load(segment + role)
+        addresses += (address,)
+        if role != STEP:  # a single number, not an array
+            bits |= address
+    return addresses, bits % 16 == 0
+
+
+@triton.jit
+def _array(address, start, TYPE: tl.constexpr, SIZE: tl.constexpr, WHOLE: tl.constexpr):
+    first = address.to(tl.pointer_type(TYPE)) + start
+    if WHOLE:
+        first = tl.multiple_of(first, 16)
+    return first + tl.arange(0, SIZE)
+
+
+@triton.jit
+def _load(
+    addresses,
+    start,
+    mask,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Load the block arguments of `update`, converted to the arithmetic type."""
+    T: tl.constexpr = tl.float64 if P == tl.float64 else tl.float32  # noqa: SIM300
+    p = tl.load(_array(addresses[PARAM], start, P, SIZE, WHOLE), mask=mask).to(T)
+    g = tl.load(_array(addresses[GRAD], start, G, SIZE, WHOLE), mask=mask).to(T)
+    m = tl.load(_array(addresses[EXP_AVG], start, M, SIZE, WHOLE), mask=mask).to(T)
+    v = tl.load(_array(addresses[EXP_AVG_SQ], start, M, SIZE, WHOLE), mask=mask).to(T)
+    s = v
+    if AMSGRAD:
+        s = tl.load(_array(addresses[MAX_EXP_AVG_SQ], start, M, SIZE, WHOLE), mask=mask).to(T)
+    return p, g, m, v, s
+
+
+@triton.jit
+def _store(
+    addresses,
+    start,
+    mask,
+    p,
+    m,
+    v,
+    s,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Store the results of `update`, converted to the stored types."""
+    tl.store(_array(addresses[PARAM], start, P, SIZE, WHOLE), p.to(P), mask=mask)
+    tl.store(_array(addresses[EXP_AVG], start, M, SIZE, WHOLE), m.to(M), mask=mask)
+    tl.store(_array(addresses[EXP_AVG_SQ], start, M, SIZE, WHOLE), v.to(M), mask=mask)
+    if AMSGRAD:
+        tl.store(_array(addresses[MAX_EXP_AVG_SQ], start, M, SIZE, WHOLE), s.to(M), mask=mask)
+
+
+@triton.jit
+def _step_part(
+    addresses,
+    start,
+    end,
+    coefficients,
+    kind,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Update SIZE elements from `start` on; without WHOLE, only those before `end`."""
+    # No mask for a whole block: any mask, even one that is always true, prevents wide accesses.
+    mask = None if WHOLE else tl.arange(0, SIZE) < end - start
+    p, g, m, v, s = _load(addresses, start, mask, P, G, M, AMSGRAD, SIZE, WHOLE)
+    p, m, v, s = update(p, g, m, v, s, coefficients, kind, AMSGRAD)
+    _store(addresses, start, mask, p, m, v, s, P, M, AMSGRAD, SIZE, WHOLE)
+
+
+@triton.jit
+def _kind(coefficients):
+    return (coefficients + KIND).to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def _address(options, WORD: tl.constexpr):
+    return tl.load((options + WORD).to(tl.pointer_type(tl.int64)))
+
+
+_ARGUMENTS = ["segments", "num_segments", "device_options", "coefficients"]
+
+
+@triton.jit(do_not_specialize=_ARGUMENTS, do_not_specialize_on_alignment=_ARGUMENTS)
+def step_kernel(
+    segments,
+    num_segments: tl.int64,
+    coefficients,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    M: tl.constexpr,
+    AMSGRAD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Update every parameter of a launch. One program per chunk.
+
+    Args:
+        segments: Array of Segment, in ascending order of `first`; int64.
+        num_segments: Number of segments.
+        coefficients: Array of StepCoefficients; float64.
+        P: Dtype of the parameters.
+        G: Dtype of the gradients.
+        M: Dtype of the moments.
+        AMSGRAD: Whether there are running maxima.
+        CHUNK: Elements per program.
+        PART: Elements per block in a chunk that is not whole and aligned.
+    """
+    begin = tl.program_id(0).to(tl.int64) * CHUNK
+    segment = segments + _find(segments, num_segments, begin) * SEGMENT_WORDS
+    coefficients += tl.load(segment + COEFFICIENTS_INDEX) * COEFFICIENTS_WORDS
+    kind = tl.load(_kind(coefficients))
+    if kind != SKIPPED:
+        T: tl.constexpr = tl.float64 if tl.float64 == P else tl.float32
+        c = ()
+        for k in tl.static_range(KIND):
+            c += (tl.load(coefficients + k).to(T),)
+        addresses, is_aligned = _addresses(segment)
+        start = begin - tl.load(segment + FIRST)
+        end = tl.load(segment + NUMEL)
+        if (end - start >= CHUNK) & is_aligned:
+            _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, CHUNK, True)
+        else:
+            # Small parts, because a pointer and a mask per element need many registers.
+            end = tl.minimum(start + CHUNK, end)
+            while start < end:
+                _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, PART, False)
+                start += PART
+
+
+@triton.jit(do_not_specialize=_ARGUMENTS, do_not_specialize_on_alignment=_ARGUMENTS)
+def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
+    """Count a step and compute its coefficients. One program of one warp per segment.
+
+    Args:
+        segments: Array of Segment; int64.
+        device_options: Array of DeviceOptions; float64.
+        coefficients: Array of StepCoefficients, which the kernel writes; float64.
+        S: Dtype of the step counters.
+    """
+    segment = segments + tl.program_id(0).to(tl.int64) * SEGMENT_WORDS
+    options = device_options + tl.load(segment + OPTIONS_INDEX) * OPTIONS_WORDS
+    coefficients += tl.load(segment + COEFFICIENTS_INDEX) * COEFFICIENTS_WORDS
+    found_inf = _address(options, FOUND_INF)
+    overflows = False
+    if found_inf != 0:
+        overflows = tl.load(found_inf.to(tl.pointer_type(tl.float32))) != 0
+    if overflows:
+        tl.store(_kind(coefficients), SKIPPED)
+    else:
+        # The counter is incremented in its own dtype, as in torch.
+        counter = tl.load(segment + STEP).to(tl.pointer_type(S))
+        step = tl.load(counter) + 1
+        tl.debug_barrier()  # all lanes read the counter before one of them writes it
+        tl.store(counter, step)
+
+        numbers = ()
+        for k in tl.static_range(len(NAMES.value)):
+            numbers += (tl.load(options + k),)
+        o = Options(*numbers)
+        lr = o.lr
+        lr_at = _address(options, LR)
+        if lr_at != 0:
+            if _address(options, LR_IS_FLOAT64) != 0:
+                lr = tl.load(lr_at.to(tl.pointer_type(tl.float64)))
+            else:
+                lr = tl.load(lr_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
+        grad_scale = tl.full((), 1.0, tl.float64)
+        grad_scale_at = _address(options, GRAD_SCALE)
+        if grad_scale_at != 0:
+            grad_scale = tl.load(grad_scale_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
+
+        c = coefficients_of(step.to(tl.int64), o, lr, grad_scale)
+        for k in tl.static_range(KIND):
+            tl.store(coefficients + k, c[k])
+        tl.store(_kind(coefficients), c[KIND])
+
+
+@triton.jit
+def probe_kernel():
+    """Do nothing. Shows whether a device can run a kernel."""
