@@ -42,7 +42,7 @@ def time_case(case: str) -> dict[str, Timing]:
 
 
 def allocated(case: str) -> int:
-    """Bytes of tensors that a step of ours allocates after the first steps."""
+    """Bytes of tensors that a step of FusedRAdam allocates after the first steps."""
     warnings.simplefilter("ignore")
     step = rivals_of(CASES[case])[OURS](CASES[case])
     for _ in range(8):

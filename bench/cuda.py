@@ -98,7 +98,7 @@ def _limits(rivals: SharedRivals, size: int, device: str) -> dict[str, Step]:
         assert param.grad is not None
         arrays = [t.detach().view(-1) for t in (param, param.grad, *rivals.moments(dtype)[0])]
     else:
-        # As many bytes as a step of ours moves.
+        # As many bytes as a step of FusedRAdam moves.
         arrays = new_arrays(size * bytes_per_element(OURS, dtype) // 28, device)
     return {LIMIT: limit(arrays), COPY: partial(arrays[2].copy_, arrays[3])}
 
@@ -113,7 +113,7 @@ def time_case(
         name: Its name.
         most: The largest number of elements.
         device: Device of the tensors.
-        clocks: The clocks; each measures in a pass of its own.
+        clocks: The clocks; each measures in its own pass.
 
     Returns:
         The entry of the case in the record.

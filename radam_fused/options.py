@@ -208,7 +208,7 @@ def get(group: Group, name: str) -> Any:
 
 
 def group_defaults(values: Group) -> dict[str, Any]:
-    """The options that a group holds: those of torch, and those of ours without default value."""
+    """The options that a group holds: those of torch, and changed ones that torch lacks."""
     return {
         name: value
         for name, value in ((name, values[name]) for name in DEFAULTS)

@@ -2,7 +2,7 @@
 
 Reddi et al., "On the Convergence of Adam and Beyond", arXiv 1904.09237, section 5: on [-1, 1],
 f_t(x) = 1010 x at every 101st step and -10 x at the others, or at random with probability 0.01. The
-best fixed point is -1; the regret is that against the best fixed point in hindsight.
+best fixed point is -1; the regret is relative to the best fixed point in hindsight.
 """
 
 import math

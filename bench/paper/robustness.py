@@ -3,8 +3,8 @@
 arXiv 1908.03265, section 5.2 and figures 5 and 6, claims that RAdam does as well over a wide range
 of learning rates, that Adam and SGD do not, and that Adam with warm-up depends on its length.
 
-Runs are short beside the 2,000 steps of warm-up that r_t amounts to at the usual beta2, so each
-optimizer's mean factor on the learning rate is shown as well, and a warm-up over 2,000 steps.
+At the usual beta2, r_t acts like a warm-up over 2,000 steps, which is longer than a run. The results
+therefore also show the mean factor of the learning rate, and a warm-up over 2,000 steps.
 """
 
 import math

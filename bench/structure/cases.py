@@ -20,7 +20,7 @@ class Recipe(NamedTuple):
         tensors: A key of TENSORS.
         optimizer: A key of the worker's OPTIMIZERS.
         dtype: The dtype of parameters and gradients, by its name in torch.
-        groups: The number of parameter groups, each with a learning rate of its own.
+        groups: The number of parameter groups, each with its own learning rate.
         late: The number of parameters that have no gradient at first.
     """
 

@@ -41,7 +41,7 @@ def _sample(
 def time_case(case: str, roots: Roots, pairs: int) -> list[dict[str, Any]]:
     """The comparisons of a case, in batches of pairs.
 
-    Each batch has workers and copies of the package of its own, and memory that no case has used.
+    Each batch has its own workers and copies of the package, and memory that no case has used.
     """
     chance, timed = random.Random(0), subjects(TIMED[case])
     seconds: dict[Subject, list[list[float]]] = {subject: [] for subject in timed}
