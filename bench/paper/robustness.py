@@ -3,8 +3,8 @@
 arXiv 1908.03265, section 5.2 and figures 5 and 6, claims that RAdam does as well over a wide range
 of learning rates, that Adam and SGD do not, and that Adam with warm-up depends on its length.
 
-At the usual beta2, r_t acts like a warm-up over 2,000 steps, which is longer than a run. The results
-therefore also show the mean factor of the learning rate, and a warm-up over 2,000 steps.
+At the usual beta2, r_t acts like a warm-up over 2,000 steps, which is longer than a run. The
+results therefore also show the mean factor of the learning rate, and a warm-up over 2,000 steps.
 """
 
 import math

@@ -25,8 +25,8 @@ START = (
 class Side:
     """A worker that runs a copy of a package.
 
-    Each worker has its own copy: one of two identical files made a float16 step 20 % slower in every
-    process that loaded it. With new copies, such a difference becomes part of the spread.
+    Each worker has its own copy: one of two identical files made a float16 step 20 % slower in
+    every process that loaded it. With new copies, such a difference becomes part of the spread.
 
     Args:
         root: A checkout with the extension built in place, or a copy of its package.
