@@ -129,7 +129,7 @@ double GroupOptions::host_lr(Group& group) {
   return py::handle(group.values.lr).attr("item")().cast<double>();
 }
 
-const StepTerms& GroupOptions::terms_of(const StepOptions& o, std::int64_t step) {
+const StepTerms& GroupOptions::terms_of(const StepOptions& o, double step) {
   for (const Terms& t : terms_) {
     if (t.step == step && t.beta1 == o.beta1 && t.beta2 == o.beta2 && t.rectify == o.rectify &&
         t.rectify_threshold == o.rectify_threshold &&
@@ -150,7 +150,7 @@ const StepTerms& GroupOptions::terms_of(const StepOptions& o, std::int64_t step)
   return made.terms;
 }
 
-const StepCoefficients& GroupOptions::coefficients(std::size_t index, std::int64_t step,
+const StepCoefficients& GroupOptions::coefficients(std::size_t index, double step,
                                                    double grad_scale) {
   Group& group = groups_[groups_[index].first_like];
   if (group.step != step || group.grad_scale != grad_scale || group.waits_for_lr()) {

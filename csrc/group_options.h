@@ -32,7 +32,7 @@ class GroupOptions {
   std::size_t first_like(std::size_t group) const { return groups_[group].first_like; }
 
   // The coefficients of a step that the host counts. Valid until the next call.
-  const StepCoefficients& coefficients(std::size_t group, std::int64_t step, double grad_scale);
+  const StepCoefficients& coefficients(std::size_t group, double step, double grad_scale);
 
   // The options for a device that counts the steps, without the addresses of a gradient scaler.
   // capturing: whether a graph is being captured; its replays would not see a change on the host.
@@ -50,7 +50,7 @@ class GroupOptions {
   struct Group {
     Values values{};
     std::size_t first_like = 0;
-    std::int64_t step = -1;  // step count of `kept`; -1: none
+    double step = -1;  // step count of `kept`; -1: none
     double grad_scale = 0;
     StepCoefficients kept{};
 
@@ -58,7 +58,7 @@ class GroupOptions {
   };
   struct Terms {
     double beta1, beta2, rectify, rectify_threshold, exact_rectification;
-    std::int64_t step;
+    double step;
     StepTerms terms;
   };
   struct Option {
@@ -71,7 +71,7 @@ class GroupOptions {
   double number(const Option& option, PyObject* group) const;
   double learning_rate(std::size_t group, PyObject* lr);
   double host_lr(Group& group);
-  const StepTerms& terms_of(const StepOptions& options, std::int64_t step);
+  const StepTerms& terms_of(const StepOptions& options, double step);
 
   std::vector<Option> options_;  // those of options.def, then the watched ones
   std::vector<Group> groups_;

@@ -31,7 +31,6 @@ struct Coefficients {
   T l2;               // factor of the parameter in the gradient, 0 for none
   T decay;            // factor of the parameter, 1 for none
   T one_minus_beta1;  // weight of the gradient in exp_avg
-  T beta2;            // weight of the previous value in exp_avg_sq
   T one_minus_beta2;  // weight of the squared gradient in exp_avg_sq
   T step_size;        // learning rate times the bias corrections and r_t
   T eps;              // added to the root of exp_avg_sq
@@ -44,6 +43,19 @@ RADAM_INLINE float root(float x) {
 RADAM_INLINE double root(double x) {
   return sqrt(x);
 }
+
+// The update of a moment with weight w: old + (new - old) w, whose weights sum to 1 exactly. For w
+// above 1/2, where that difference would lose a small new value, it is old (1 - w) + new w; 1 - w
+// is exact there. Both are old keep + (new - old drop) w, without a branch.
+template <typename T>
+struct Weights {
+  T keep, drop, w;
+};
+
+template <typename T>
+RADAM_INLINE Weights<T> weights(T w) {
+  return w > T(0.5) ? Weights<T>{T(1) - w, T(0), w} : Weights<T>{T(1), T(1), w};
+}
 }  // namespace detail
 
 template <Update update, bool l2, bool amsgrad, typename T>
@@ -53,8 +65,12 @@ RADAM_INLINE void update_element(T& param, T grad, T& exp_avg, T& exp_avg_sq, T&
   // A zero weight must not turn an infinite parameter into a NaN gradient.
   if constexpr (l2) g = g + param * c.l2;
   T p = param * c.decay;
-  const T m = exp_avg + (g - exp_avg) * c.one_minus_beta1;
-  const T v = exp_avg_sq * c.beta2 + (g * g) * c.one_minus_beta2;
+  const auto first = detail::weights(c.one_minus_beta1),
+             second = detail::weights(c.one_minus_beta2);
+  const T m = exp_avg * first.keep + (g - exp_avg * first.drop) * first.w;
+  // g w comes first: g g would overflow earlier.
+  const T v =
+      exp_avg_sq * second.keep + (g * (g * second.w) - exp_avg_sq * (second.drop * second.w));
   T s = v;
   if constexpr (amsgrad) {
     // Like torch.maximum: a NaN in either operand gives NaN.
@@ -92,29 +108,105 @@ constexpr const char* kOptionNames[] = {
 constexpr int kOptions = sizeof(StepOptions) / sizeof(double);
 
 namespace detail {
-struct Sums {
-  double total;     // of beta^k for k < count
-  double weighted;  // of (k + 1) beta^k for k < count
+// The unevaluated sum of two float64 numbers: about 106 bits. The algorithms are those of T. J.
+// Dekker, "A floating-point technique for extending the available precision", 1971, for positive
+// numbers.
+struct Pair {
+  double high, low;
 };
 
-// The same operations as _geometric() in radam_fused.rectification: doubling, with positive terms.
-RADAM_INLINE Sums geometric(double beta, std::int64_t count) {
-  double n = 0, power = 1, total = 0, weighted = 0;
+// high + low, of which low is smaller.
+RADAM_INLINE Pair normalized(double high, double low) {
+  const double sum = high + low;
+  return {sum, low - (sum - high)};
+}
+
+RADAM_INLINE Pair operator+(const Pair& a, const Pair& b) {
+  const double sum = a.high + b.high;
+  const double from_b = sum - a.high;
+  const double error = (a.high - (sum - from_b)) + (b.high - from_b);
+  return normalized(sum, error + (a.low + b.low));
+}
+
+RADAM_INLINE Pair split(double x) {
+  const double scaled = x * 134217729.0;  // 2^27 + 1
+  const double high = scaled - (scaled - x);
+  return {high, x - high};
+}
+
+RADAM_INLINE Pair operator*(const Pair& a, const Pair& b) {
+  const double product = a.high * b.high;
+  const Pair x = split(a.high), y = split(b.high);
+  const double error =
+      ((x.high * y.high - product) + x.high * y.low + x.low * y.high) + x.low * y.low;
+  return normalized(product, error + (a.high * b.low + a.low * b.high));
+}
+
+RADAM_INLINE Pair operator*(const Pair& a, double b) {
+  return a * Pair{b, 0};
+}
+
+RADAM_INLINE Pair operator+(const Pair& a, double b) {
+  return a + Pair{b, 0};
+}
+
+struct Sums {
+  Pair total;     // of beta^k for k < count
+  Pair weighted;  // of (k + 1) beta^k for k < count
+};
+
+// Sums over more steps do not differ for any beta but those beside 1.
+constexpr double kMostSteps = 9007199254740992.0;  // 2^53
+
+// The same operations as _geometric() in radam_fused.rectification.
+RADAM_INLINE Sums geometric(double beta, double count) {
+  const double whole = floor(count < kMostSteps ? count : kMostSteps);
+  const auto steps = static_cast<std::int64_t>(whole);
+  Pair power{1, 0}, total{0, 0}, weighted{0, 0};
+  double n = 0;
   std::int64_t bit = 1;
-  while (bit <= count / 2) bit *= 2;
+  while (bit <= steps / 2) bit *= 2;
   for (; bit > 0; bit /= 2) {
-    weighted += power * (n * total + weighted);
-    total += power * total;
-    power *= power;
+    weighted = weighted + power * (total * n + weighted);
+    total = total + power * total;
+    power = power * power;
     n *= 2;
-    if (count & bit) {
-      total += power;
+    if (steps & bit) {
+      total = total + power;
       n += 1;
-      weighted += n * power;
-      power *= beta;
+      weighted = weighted + power * n;
+      power = power * beta;
+    }
+  }
+  // The sums over one step, halved again and again, for the fraction of an averaged step count.
+  double rest = count < kMostSteps ? count - whole : 0, part = 1;
+  double part_power = beta, part_total = 1, part_weighted = 1;
+  while (rest > 0) {
+    part *= 0.5;
+    part_power = root(part_power);
+    part_total = part_total / (1.0 + part_power);
+    part_weighted = (part_weighted - part_power * part * part_total) / (1.0 + part_power);
+    if (rest >= part) {
+      rest -= part;
+      weighted = weighted + power * (n * part_total + part_weighted);
+      total = total + power * part_total;
+      power = power * part_power;
+      n += part;
     }
   }
   return {total, weighted};
+}
+
+// 1 - beta^count.
+RADAM_INLINE double bias_correction(double beta, const Sums& sums) {
+  return ((Pair{1, 0} + -beta) * sums.total).high;
+}
+
+// 2 weighted / total - 1, which is rho_t.
+RADAM_INLINE double rho(const Sums& sums) {
+  const double quotient = sums.weighted.high / sums.total.high;
+  const Pair rest = sums.weighted + sums.total * -quotient;
+  return (Pair{2.0 * quotient, 2.0 * (rest.high / sums.total.high)} + -1.0).high;
 }
 
 // The same operations as variance() in radam_fused.rectification.
@@ -140,6 +232,11 @@ RADAM_INLINE double variance(double rho, bool exact) {
 }
 }  // namespace detail
 
+// Whether a step counter holds a count: not NaN, infinite or negative.
+RADAM_INLINE bool is_count(double count) {
+  return count >= 0 && count < HUGE_VAL;
+}
+
 // The terms of the coefficients that depend only on the step count, the decay rates and the options
 // of rectification. Parameter groups that differ in other options share them.
 struct StepTerms {
@@ -148,14 +245,14 @@ struct StepTerms {
   double r_t;               // 0 if the step is not rectified, 1 without rectification
 };
 
-RADAM_INLINE StepTerms step_terms(std::int64_t step, const StepOptions& o) {
+RADAM_INLINE StepTerms step_terms(double step, const StepOptions& o) {
   const detail::Sums sums = detail::geometric(o.beta2, step);
-  StepTerms terms{(1.0 - o.beta1) * detail::geometric(o.beta1, step).total,
-                  detail::root((1.0 - o.beta2) * sums.total), 1.0};
+  StepTerms terms{detail::bias_correction(o.beta1, detail::geometric(o.beta1, step)),
+                  detail::root(detail::bias_correction(o.beta2, sums)), 1.0};
   if (o.rectify != 0) {
     const bool exact = o.exact_rectification != 0;
     const double limit = 2.0 / (1.0 - o.beta2) - 1.0;
-    double rho = 2.0 * sums.weighted / sums.total - 1.0;
+    double rho = detail::rho(sums);
     rho = limit < rho ? limit : rho;
     terms.r_t = rho > o.rectify_threshold
                     ? detail::root(detail::variance(limit, exact) / detail::variance(rho, exact))
@@ -169,7 +266,10 @@ RADAM_INLINE StepCoefficients coefficients(const StepTerms& terms, const StepOpt
                                            double grad_scale) {
   Update update = Update::none;
   double step_size = 0.0;
-  if (terms.r_t > 0.0) {
+  const bool moves = o.lr != 0;
+  if (!moves) {
+    // A step with learning rate 0 changes no parameter.
+  } else if (terms.r_t > 0.0) {
     update = Update::rectified;
     step_size = o.lr * terms.r_t * terms.root_correction2 / terms.correction1;
   } else if (o.degenerated_to_sgd != 0) {
@@ -178,11 +278,11 @@ RADAM_INLINE StepCoefficients coefficients(const StepTerms& terms, const StepOpt
   }
   const bool decoupled = o.decoupled_weight_decay != 0;
   double decay = 1.0;
-  if (decoupled && (update != Update::none || o.decay_skipped_steps != 0)) {
+  if (decoupled && moves && (update != Update::none || o.decay_skipped_steps != 0)) {
     decay = o.absolute_weight_decay != 0 ? 1.0 - o.weight_decay : 1.0 - o.lr * o.weight_decay;
   }
   return {{(o.maximize != 0 ? -1.0 : 1.0) / grad_scale, decoupled ? 0.0 : o.weight_decay, decay,
-           1.0 - o.beta1, o.beta2, 1.0 - o.beta2, step_size,
+           1.0 - o.beta1, 1.0 - o.beta2, step_size,
            o.eps_after_bias_correction != 0 ? o.eps * terms.root_correction2 : o.eps},
           update};
 }

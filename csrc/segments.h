@@ -70,10 +70,13 @@ struct Work {
 
 template <typename T>
 RADAM_INLINE Coefficients<T> round_to(const Coefficients<double>& c) {
-  return {static_cast<T>(c.grad_mul),  static_cast<T>(c.l2),
-          static_cast<T>(c.decay),     static_cast<T>(c.one_minus_beta1),
-          static_cast<T>(c.beta2),     static_cast<T>(c.one_minus_beta2),
-          static_cast<T>(c.step_size), static_cast<T>(c.eps)};
+  return {static_cast<T>(c.grad_mul),
+          static_cast<T>(c.l2),
+          static_cast<T>(c.decay),
+          static_cast<T>(c.one_minus_beta1),
+          static_cast<T>(c.one_minus_beta2),
+          static_cast<T>(c.step_size),
+          static_cast<T>(c.eps)};
 }
 
 }  // namespace radam

@@ -341,9 +341,9 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
     void* const counter = segment.at[role::step];
     const double next = dtypes_[role::step].bits == 64 ? *static_cast<const double*>(counter) + 1.0
                                                        : *static_cast<const float*>(counter) + 1.0f;
+    if (!is_count(next - 1.0)) return fail(row, role::step);
     steps_.push_back({counter, next});
-    segment.coefficients_index =
-        static_cast<std::int64_t>(count_index(row, static_cast<std::int64_t>(next)));
+    segment.coefficients_index = static_cast<std::int64_t>(count_index(row, next));
   }
   close_segment();
   return true;
@@ -391,8 +391,8 @@ int TensorTable::decide_types() {
 }
 
 // The index of a group and step count in counts_; usually that of the last step.
-std::size_t TensorTable::count_index(Row& row, std::int64_t step) {
-  const std::pair<std::size_t, std::int64_t> wanted{row.place.first, step};
+std::size_t TensorTable::count_index(Row& row, double step) {
+  const std::pair<std::size_t, double> wanted{row.place.first, step};
   if (!counts_.empty() && counts_.back() == wanted) return row.count_index = counts_.size() - 1;
   if (row.count_index < counts_.size() && counts_[row.count_index] == wanted)
     return row.count_index;
@@ -461,8 +461,7 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
     return;
   }
   const double scale = grad_scale.is_none() ? 1.0 : grad_scale.cast<double>();
-  std::vector<std::int64_t> steps(options.size(),
-                                  0);  // step count of the coefficients at slots[group]
+  std::vector<double> steps(options.size(), 0);  // step count of the coefficients at slots[group]
   std::vector<std::int64_t> slot_of(counts_.size());
   for (std::size_t i = 0; i < counts_.size(); ++i) {
     const auto& [group, step] = counts_[i];

@@ -103,7 +103,7 @@ class TensorTable {
   int element_bytes(int role) const;
   bool is_continued() const;
   void close_segment();
-  std::size_t count_index(Row& row, std::int64_t step);
+  std::size_t count_index(Row& row, double step);
 
   std::int64_t chunk_;
   bool has_[kRoles] = {};
@@ -119,8 +119,8 @@ class TensorTable {
   // Filled by read() and compute(), for one step.
   Work work_{};
   std::int64_t padded_ = 0;  // elements of the segments, each padded to whole chunks
-  std::vector<std::pair<PyObject*, PyObject*>> states_;       // items of optimizer.state
-  std::vector<std::pair<std::size_t, std::int64_t>> counts_;  // distinct (group, step count)
+  std::vector<std::pair<PyObject*, PyObject*>> states_;  // items of optimizer.state
+  std::vector<std::pair<std::size_t, double>> counts_;   // distinct (group, step count)
   std::vector<Step> steps_;
   std::vector<PyObject*> held_;     // references to every tensor that is read
   std::vector<PyObject*> written_;  // the parameters among them

@@ -2,7 +2,8 @@
 
 Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv 1908.03265,
 sections 3 and 4 and Algorithm 2. Powers are computed by repeated squaring: a device gets the same
-bits without a mathematical library.
+bits without a mathematical library. Sums are pairs of float64 numbers, so that rho_t and the bias
+corrections are accurate to float64 at any step.
 """
 
 import warnings
@@ -38,7 +39,6 @@ class Coefficients(NamedTuple):
         l2: Factor of the parameter in the gradient (L2 decay); 0 for none.
         decay: Factor of the parameter (decoupled decay); 1 for none.
         one_minus_beta1: Weight of the gradient in ``exp_avg``.
-        beta2: Weight of the previous value in ``exp_avg_sq``.
         one_minus_beta2: Weight of the squared gradient in ``exp_avg_sq``.
         step_size: Learning rate times the bias corrections and r_t.
         eps: Term added to the root of ``exp_avg_sq``.
@@ -49,37 +49,92 @@ class Coefficients(NamedTuple):
     l2: float
     decay: float
     one_minus_beta1: float
-    beta2: float
     one_minus_beta2: float
     step_size: float
     eps: float
     update: Update
 
 
+class _Pair(NamedTuple):
+    """The unevaluated sum of two float64 numbers: about 106 bits.
+
+    T. J. Dekker, "A floating-point technique for extending the available precision", 1971.
+    """
+
+    high: float
+    low: float = 0.0
+
+
+def _normalized(high: float, low: float) -> _Pair:
+    total = high + low
+    return _Pair(total, low - (total - high))
+
+
+def _add(a: _Pair, b: _Pair) -> _Pair:
+    total = a.high + b.high
+    from_b = total - a.high
+    error = (a.high - (total - from_b)) + (b.high - from_b)
+    return _normalized(total, error + (a.low + b.low))
+
+
+def _split(x: float) -> tuple[float, float]:
+    scaled = x * 134217729.0  # 2^27 + 1
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+def _multiply(a: _Pair, b: _Pair) -> _Pair:
+    product = a.high * b.high
+    (x, x_low), (y, y_low) = _split(a.high), _split(b.high)
+    error = ((x * y - product) + x * y_low + x_low * y) + x_low * y_low
+    return _normalized(product, error + (a.high * b.low + a.low * b.high))
+
+
+_MOST_STEPS = 2.0**53  # the sums over more steps differ only for a beta next to 1
+
+
 @lru_cache(maxsize=16)  # a step needs the same sums more than once
-def _geometric(beta: float, count: int) -> tuple[float, float]:
+def _geometric(beta: float, count: float) -> tuple[_Pair, _Pair]:
     """The sums of beta^k and of (k + 1) beta^k for k < count, by doubling.
 
-    All terms are positive, so no digits cancel. 1 - beta^t, computed as (1 - beta) times the first
-    sum, is accurate for any beta, however near to 1.
+    All terms are positive, so no digits cancel: 1 - beta^count, computed as 1 - beta times the
+    first sum, is accurate for any beta, however near to 1. For a count with a fraction, as in an
+    averaged state, the sums are those of the closed forms (1 - beta^count) / (1 - beta) and
+    (first sum - count beta^count) / (1 - beta).
     """
-    n, power, total, weighted = 0, 1.0, 0.0, 0.0
-    for bit in f"{count:b}":
-        weighted += power * (n * total + weighted)
-        total += power * total
-        power *= power
+    steps = int(min(count, _MOST_STEPS))
+    n, power, total, weighted = 0.0, _Pair(1.0), _Pair(0.0), _Pair(0.0)
+    for bit in f"{steps:b}":
+        doubled = _multiply(power, _add(_multiply(total, _Pair(n)), weighted))
+        weighted = _add(weighted, doubled)
+        total = _add(total, _multiply(power, total))
+        power = _multiply(power, power)
         n *= 2
         if bit == "1":
-            total += power
+            total = _add(total, power)
             n += 1
-            weighted += n * power
-            power *= beta
+            weighted = _add(weighted, _multiply(power, _Pair(n)))
+            power = _multiply(power, _Pair(beta))
+    rest = count - steps if count < _MOST_STEPS else 0.0
+    # The sums over one step, halved again and again.
+    part, part_power, part_total, part_weighted = 1.0, beta, 1.0, 1.0
+    while rest > 0.0:
+        part *= 0.5
+        part_power = sqrt(part_power)
+        part_total = part_total / (1.0 + part_power)
+        part_weighted = (part_weighted - part_power * part * part_total) / (1.0 + part_power)
+        if rest >= part:
+            rest -= part
+            weighted = _add(weighted, _multiply(power, _Pair(n * part_total + part_weighted)))
+            total = _add(total, _multiply(power, _Pair(part_total)))
+            power = _multiply(power, _Pair(part_power))
+            n += part
     return total, weighted
 
 
-def _bias_correction(beta: float, step: int) -> float:
+def _bias_correction(beta: float, step: float) -> float:
     """1 - beta^step."""
-    return (1.0 - beta) * _geometric(beta, step)[0]
+    return _multiply(_add(_Pair(1.0), _Pair(-beta)), _geometric(beta, step)[0]).high
 
 
 def rho_inf(beta2: float) -> float:
@@ -93,21 +148,24 @@ def rho_inf(beta2: float) -> float:
     return 2.0 / (1.0 - beta2) - 1.0
 
 
-def rho_t(step: int, beta2: float) -> float:
+def rho_t(step: float, beta2: float) -> float:
     """Length of the approximated simple moving average at a step.
 
     arXiv 1908.03265, section 4.1: ``rho_inf - 2 t beta2^t / (1 - beta2^t)``. It is 1 at the first
     step and grows towards ``rho_inf``. In float64, this difference loses up to ten digits to
     cancellation. The function computes the equal expression
-    ``2 sum_k (k + 1) beta2^k / sum_k beta2^k - 1`` for k < t, which loses one or two digits.
+    ``2 sum_k (k + 1) beta2^k / sum_k beta2^k - 1`` for k < t, which loses none.
 
     Args:
-        step: Step count t, including this step (t >= 1).
+        step: Step count t, including this step (t >= 1). It can have a fraction.
         beta2: Decay rate of the second moment, in [0, 1).
     """
     total, weighted = _geometric(beta2, step)
+    quotient = weighted.high / total.high
+    rest = _add(weighted, _multiply(total, _Pair(-quotient)))
+    rho = _add(_Pair(2.0 * quotient, 2.0 * (rest.high / total.high)), _Pair(-1.0)).high
     # A rounding error must not lift it above its limit: r_t would pass 1, or beta2 = 2/3 rectify.
-    return min(2.0 * weighted / total - 1.0, rho_inf(beta2))
+    return min(rho, rho_inf(beta2))
 
 
 # c_7 to c_1 of z (gamma(z + 1/4) / gamma(z + 3/4))^2 = 1 - sum_k c_k / (4 z)^(2 k); exact values.
@@ -159,7 +217,7 @@ def variance(rho: float, exact: bool = False) -> float:
     return rho / (2.0 * (rho - 2.0) * (rho - 4.0))
 
 
-def r_t(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
+def r_t(step: float, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
     """Rectification term of the adaptive learning rate; 0 if the step is not rectified.
 
     arXiv 1908.03265, section 4.3 and Algorithm 2: the square root of the variance at ``rho_inf``
@@ -180,7 +238,7 @@ def r_t(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) ->
 
 
 def coefficients(
-    step: int,
+    step: float,
     *,
     lr: float,
     betas: tuple[float, float],
@@ -201,7 +259,8 @@ def coefficients(
 
     Args:
         step: Step count t, including this step (t >= 1).
-        lr: Learning rate. With a 0-d float64 tensor, the step is differentiable in it.
+        lr: Learning rate. With a 0-d float64 tensor, the step is differentiable in it. A step with
+            rate 0 changes no parameter, whatever the other options.
         betas: Decay rates of the moments.
         eps: Term added to the denominator.
         weight_decay: Decay rate.
@@ -220,10 +279,14 @@ def coefficients(
     correction1 = _bias_correction(beta1, step)
     root_correction2 = sqrt(_bias_correction(beta2, step))
 
+    # At 0, a step can still have a derivative by the rate.
+    moves = bool(lr != 0) or getattr(lr, "requires_grad", False)
     rate = 1.0
     if rectify:
         rate = r_t(step, beta2, rectify_threshold, exact_rectification)
-    if rate > 0.0:
+    if not moves:
+        update, step_size = Update.NONE, 0.0
+    elif rate > 0.0:
         update, step_size = Update.RECTIFIED, lr * rate * root_correction2 / correction1
     elif degenerated_to_sgd:
         update, step_size = Update.MOMENTUM, lr / correction1
@@ -231,7 +294,7 @@ def coefficients(
         update, step_size = Update.NONE, 0.0
 
     decay = 1.0
-    if decoupled_weight_decay and (update is not Update.NONE or decay_skipped_steps):
+    if decoupled_weight_decay and moves and (update is not Update.NONE or decay_skipped_steps):
         decay = 1.0 - weight_decay if absolute_weight_decay else 1.0 - lr * weight_decay
 
     return Coefficients(
@@ -239,7 +302,6 @@ def coefficients(
         l2=0.0 if decoupled_weight_decay else weight_decay,
         decay=decay,
         one_minus_beta1=1.0 - beta1,
-        beta2=beta2,
         one_minus_beta2=1.0 - beta2,
         step_size=step_size,
         eps=eps * root_correction2 if eps_after_bias_correction else eps,

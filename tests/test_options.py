@@ -120,7 +120,7 @@ def test_groups_with_the_same_options_share_coefficients_and_others_do_not():
 
     def noted(step):
         compute(step)
-        coefficients.append(len(launch.table.coefficients) // 72)
+        coefficients.append(len(launch.table.coefficients) // 64)
 
     launch.compute = noted
     train(optimizer, gradients(params, 1))

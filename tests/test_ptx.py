@@ -142,6 +142,15 @@ def test_step_counts_beyond_the_precision_of_a_counter(ptx):
     counts = [limit - 1, limit, limit + 1, limit + 3, 2**30 + 1]
     assert_same_prologue(ptx, draw, counts, torch.float32)
     assert_same_prologue(ptx, draw, [*counts, 2**32 + 1, 10**12 + 1, 2**52], torch.float64)
+    assert_same_prologue(ptx, draw, [2.0**53 + 2, 2.0**60, 1e300], torch.float64)
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_fractions_and_numbers_that_are_no_count(counter, ptx):
+    draw = random.Random(0)
+    no_counts = [0.0, 0.5, -3.0, float("inf"), -float("inf"), float("nan")]
+    counts = [1.25, 7.5, 1000.7, 99_999.001, 1.0, 6.0, *no_counts]
+    assert_same_prologue(ptx, draw, counts, counter)
 
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 4093])

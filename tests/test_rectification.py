@@ -11,6 +11,14 @@ from radam_fused.rectification import Update, coefficients
 
 from .harness import truth
 from .harness.helpers import gradients, parameters, train
+from .harness.truth import REAL
+
+ACCURACY = 1e-15
+
+
+def beta_near_one(exponent):
+    return 1.0 - 10.0**exponent
+
 
 BETAS = [0.5, 0.8, 0.9, 0.99, 0.999, 0.9999, 0.99999]
 
@@ -34,8 +42,53 @@ PLAIN = {
 @pytest.mark.parametrize("beta2", BETAS)
 @pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 100, 4001])
 def test_rho_t_agrees_with_many_digits(beta2, step):
-    expected = float(truth.rho_t(step, beta2))
-    assert rectification.rho_t(step, beta2) == pytest.approx(expected, rel=1e-14)
+    assert_accurate(rectification.rho_t(step, beta2), truth.rho_t(step, beta2))
+
+
+def assert_accurate(value, true, condition=1):
+    assert abs(value - true) <= ACCURACY * condition * true, (value, true)
+
+
+@given(
+    beta=st.one_of(st.floats(0.0, 1.0, exclude_max=True), st.floats(-16, -0.5).map(beta_near_one)),
+    step=st.one_of(st.integers(1, 10**7), st.floats(1.0, 10**5)),
+)
+@example(beta=0.9999, step=10_000)
+@example(beta=0.999, step=16_777_215)
+@example(beta=1 - 2**-53, step=3)
+@example(beta=0.999, step=10.5)
+def test_rho_t_and_bias_corrections_are_accurate_at_every_step(beta, step):
+    assert_accurate(rectification.rho_t(step, beta), truth.rho_t(step, beta))
+    # 1 - beta^t, through the step size of plain momentum.
+    options = {**PLAIN, "betas": (beta, 0.5), "rectify_threshold": 1e9}
+    step_size = coefficients(step, **options).step_size
+    assert_accurate(step_size, 1 / truth.bias_correction(step, beta))
+
+
+@given(beta2=st.floats(0.68, 0.9999999), step=st.integers(5, 10**6))
+def test_r_t_is_accurate_at_every_step(beta2, step):
+    at = truth.rho_t(step, beta2)
+    if at > 4 + 1e-12:
+        computed = rectification.r_t(step, beta2, 4.0)
+        condition = max(1, float(at / (at - 4)))
+        assert_accurate(REAL(computed), truth.r(step, beta2), condition)
+
+
+@pytest.mark.parametrize("backend_name", ["eager", "cpu"])
+@pytest.mark.parametrize("count", [0.5, 9.25, 1234.8])
+def test_a_fraction_in_a_step_count_is_used_as_by_torch(count, backend_name):
+    def stepped(make):
+        params = parameters((7,), dtype=torch.float64)
+        optimizer = make(params)
+        train(optimizer, gradients(params, 1))
+        optimizer.state[params[0]]["step"].fill_(count)
+        train(optimizer, gradients(params, 1, seed=5))
+        return params[0].detach()
+
+    for betas in ((0.9, 0.999), (0.5, 0.9)):
+        ours = stepped(lambda params: FusedRAdam(params, betas=betas, backend=backend_name))  # noqa: B023
+        theirs = stepped(lambda params: torch.optim.RAdam(params, betas=betas))  # noqa: B023
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_rho_of_the_first_step_is_one():

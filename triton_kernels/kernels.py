@@ -11,7 +11,7 @@ import triton.language as tl
 
 from ..options import OPTION_NAMES
 from ..state import ROLES
-from .radam_math import SKIPPED, Options, update
+from .radam_math import SKIPPED, Options, is_count, update
 from .radam_math import coefficients as coefficients_of
 
 # The 8-byte words of Segment in csrc/segments.h: the address of each role, then four integers.
@@ -28,9 +28,9 @@ COEFFICIENTS_INDEX = tl.constexpr(len(ROLES) + 2)
 OPTIONS_INDEX = tl.constexpr(len(ROLES) + 3)
 SEGMENT_WORDS = tl.constexpr(len(ROLES) + 4)
 
-# The words of StepCoefficients: eight float64, then the kind of update as int32, and padding.
-KIND = tl.constexpr(8)
-COEFFICIENTS_WORDS = tl.constexpr(9)
+# The words of StepCoefficients: seven float64, then the kind of update as int32, and padding.
+KIND = tl.constexpr(7)
+COEFFICIENTS_WORDS = tl.constexpr(8)
 
 # The words of DeviceOptions: the options as float64, then three addresses and a flag as int64.
 NAMES = tl.constexpr(OPTION_NAMES)
@@ -228,15 +228,16 @@ def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
     options = device_options + tl.load(segment + OPTIONS_INDEX) * OPTIONS_WORDS
     coefficients += tl.load(segment + COEFFICIENTS_INDEX) * COEFFICIENTS_WORDS
     found_inf = _address(options, FOUND_INF)
-    overflows = False
+    counter = tl.load(segment + STEP).to(tl.pointer_type(S))
+    count = tl.load(counter)
+    skips = not is_count(count)
     if found_inf != 0:
-        overflows = tl.load(found_inf.to(tl.pointer_type(tl.float32))) != 0
-    if overflows:
+        skips = skips or tl.load(found_inf.to(tl.pointer_type(tl.float32))) != 0
+    if skips:
         tl.store(_kind(coefficients), SKIPPED)
     else:
         # The counter is incremented in its own dtype, as in torch.
-        counter = tl.load(segment + STEP).to(tl.pointer_type(S))
-        step = tl.load(counter) + 1
+        step = count + 1
         tl.debug_barrier()  # all lanes read the counter before one of them writes it
         tl.store(counter, step)
 
@@ -256,7 +257,7 @@ def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
         if grad_scale_at != 0:
             grad_scale = tl.load(grad_scale_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
 
-        c = coefficients_of(step.to(tl.int64), o, lr, grad_scale)
+        c = coefficients_of(step.to(tl.float64), o, lr, grad_scale)
         for k in tl.static_range(KIND):
             tl.store(coefficients + k, c[k])
         tl.store(_kind(coefficients), c[KIND])

@@ -33,6 +33,13 @@ def _root(x):
 
 
 @triton.jit
+def _weights(w):
+    # See weights() in csrc/radam_math.h.
+    is_large = w > 0.5
+    return tl.where(is_large, 1.0 - w, 1.0).to(w.dtype), tl.where(is_large, 0.0, 1.0).to(w.dtype)
+
+
+@triton.jit
 def update(
     param,
     grad,
@@ -51,7 +58,7 @@ def update(
         exp_avg: First moments.
         exp_avg_sq: Second moments.
         max_exp_avg_sq: Running maxima of the second moments; ignored without AMSGRAD.
-        coefficients: Tuple of the eight numbers of radam_fused.rectification.Coefficients, in that
+        coefficients: Tuple of the seven numbers of radam_fused.rectification.Coefficients, in that
             order; in the arithmetic type.
         kind: NONE, MOMENTUM or RECTIFIED.
         AMSGRAD: Whether to divide by the running maximum.
@@ -59,14 +66,17 @@ def update(
     Returns:
         The new param, exp_avg, exp_avg_sq and max_exp_avg_sq.
     """
-    grad_mul, l2, decay, one_minus_beta1, beta2, one_minus_beta2, step_size, eps = coefficients
+    grad_mul, l2, decay, one_minus_beta1, one_minus_beta2, step_size, eps = coefficients
     g = grad * grad_mul
     # A zero weight must not turn an infinite parameter into a NaN gradient.
     if l2 != 0:
         g = g + param * l2
     p = param * decay
-    m = exp_avg + (g - exp_avg) * one_minus_beta1
-    v = exp_avg_sq * beta2 + (g * g) * one_minus_beta2
+    keep, drop = _weights(one_minus_beta1)
+    m = exp_avg * keep + (g - exp_avg * drop) * one_minus_beta1
+    keep, drop = _weights(one_minus_beta2)
+    # g w comes first: g g would overflow earlier.
+    v = exp_avg_sq * keep + (g * (g * one_minus_beta2) - exp_avg_sq * (drop * one_minus_beta2))
     s = v
     if AMSGRAD:
         # Like torch.maximum: a NaN in either operand gives NaN.
@@ -79,27 +89,103 @@ def update(
 
 
 @triton.jit
+def _normalized(high, low):
+    total = high + low
+    return total, low - (total - high)
+
+
+@triton.jit
+def _add(a, a_low, b, b_low):
+    total = a + b
+    from_b = total - a
+    error = (a - (total - from_b)) + (b - from_b)
+    return _normalized(total, error + (a_low + b_low))
+
+
+@triton.jit
+def _split(x):
+    scaled = x * 134217729.0  # 2^27 + 1
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+@triton.jit
+def _multiply(a, a_low, b, b_low):
+    product = a * b
+    x, x_low = _split(a)
+    y, y_low = _split(b)
+    error = ((x * y - product) + x * y_low + x_low * y) + x_low * y_low
+    return _normalized(product, error + (a * b_low + a_low * b))
+
+
+@triton.jit
 def _geometric(beta, count):
-    # The same method as _geometric() in radam_fused.rectification: doubling, with positive terms.
-    n = tl.full((), 0.0, tl.float64)
-    power = tl.full((), 1.0, tl.float64)
-    total = tl.full((), 0.0, tl.float64)
-    weighted = tl.full((), 0.0, tl.float64)
+    # The same operations as _geometric() in radam_fused.rectification. Each sum is two numbers.
+    MOST: tl.constexpr = 9007199254740992.0  # 2^53
+    zero = tl.full((), 0.0, tl.float64)
+    one = tl.full((), 1.0, tl.float64)
+    steps = tl.where(count < MOST, count, MOST).to(tl.int64)
+    n = zero
+    power, power_low = one, zero
+    total, total_low = zero, zero
+    weighted, weighted_low = zero, zero
     bit = tl.full((), 1, tl.int64)
-    while bit <= count // 2:
+    while bit <= steps // 2:
         bit = bit * 2
     while bit > 0:
-        weighted += power * (n * total + weighted)
-        total += power * total
-        power *= power
+        x, x_low = _multiply(total, total_low, n, zero)
+        x, x_low = _add(x, x_low, weighted, weighted_low)
+        x, x_low = _multiply(power, power_low, x, x_low)
+        weighted, weighted_low = _add(weighted, weighted_low, x, x_low)
+        x, x_low = _multiply(power, power_low, total, total_low)
+        total, total_low = _add(total, total_low, x, x_low)
+        power, power_low = _multiply(power, power_low, power, power_low)
         n *= 2.0
-        if (count & bit) != 0:
-            total += power
+        if (steps & bit) != 0:
+            total, total_low = _add(total, total_low, power, power_low)
             n += 1.0
-            weighted += n * power
-            power *= beta
+            x, x_low = _multiply(power, power_low, n, zero)
+            weighted, weighted_low = _add(weighted, weighted_low, x, x_low)
+            power, power_low = _multiply(power, power_low, beta, zero)
         bit = bit // 2
-    return total, weighted
+    rest = tl.where(count < MOST, count - n, 0.0)
+    part, part_power, part_total, part_weighted = one, beta, one, one
+    while rest > 0.0:
+        part *= 0.5
+        part_power = _root(part_power)
+        part_total = part_total / (1.0 + part_power)
+        part_weighted = (part_weighted - part_power * part * part_total) / (1.0 + part_power)
+        if rest >= part:
+            rest -= part
+            x, x_low = _multiply(power, power_low, n * part_total + part_weighted, zero)
+            weighted, weighted_low = _add(weighted, weighted_low, x, x_low)
+            x, x_low = _multiply(power, power_low, part_total, zero)
+            total, total_low = _add(total, total_low, x, x_low)
+            power, power_low = _multiply(power, power_low, part_power, zero)
+            n += part
+    return total, total_low, weighted, weighted_low
+
+
+@triton.jit
+def _bias_correction(beta, total, total_low):
+    zero = tl.full((), 0.0, tl.float64)
+    weight, weight_low = _add(zero + 1.0, zero, -beta, zero)
+    return _multiply(weight, weight_low, total, total_low)[0]
+
+
+@triton.jit
+def _rho(total, total_low, weighted, weighted_low):
+    zero = tl.full((), 0.0, tl.float64)
+    quotient = weighted / total
+    x, x_low = _multiply(total, total_low, -quotient, zero)
+    rest = _add(weighted, weighted_low, x, x_low)[0]
+    return _add(2.0 * quotient, 2.0 * (rest / total), zero - 1.0, zero)[0]
+
+
+@triton.jit
+def is_count(count):
+    """Whether a step counter holds a count: not NaN, infinite or negative."""
+    return (count >= 0) & (count - count == 0)
 
 
 @triton.jit
@@ -131,25 +217,26 @@ def coefficients(step, options, lr, grad_scale):
     """The coefficients of a step, with the bits of radam_fused.rectification.coefficients.
 
     Args:
-        step: Step count, including this step; int64.
+        step: Step count, including this step; float64.
         options: Options, in float64; 1 for true and 0 for false.
         lr: Learning rate, which replaces options.lr; float64.
         grad_scale: Factor that the gradients were multiplied by; float64.
 
     Returns:
-        grad_mul, l2, decay, one_minus_beta1, beta2, one_minus_beta2, step_size and eps in float64,
-        and the kind of update.
+        grad_mul, l2, decay, one_minus_beta1, one_minus_beta2, step_size and eps in float64, and the
+        kind of update.
     """
     o = options
-    total, weighted = _geometric(o.beta2, step)
-    correction1 = (1.0 - o.beta1) * _geometric(o.beta1, step)[0]
-    root_correction2 = _root((1.0 - o.beta2) * total)
+    total, total_low, _, _ = _geometric(o.beta1, step)
+    correction1 = _bias_correction(o.beta1, total, total_low)
+    total, total_low, weighted, weighted_low = _geometric(o.beta2, step)
+    root_correction2 = _root(_bias_correction(o.beta2, total, total_low))
 
     r_t = tl.full((), 1.0, tl.float64)
     if o.rectify != 0:
         exact = o.exact_rectification != 0
         limit = 2.0 / (1.0 - o.beta2) - 1.0
-        rho = 2.0 * weighted / total - 1.0
+        rho = _rho(total, total_low, weighted, weighted_low)
         rho = tl.where(limit < rho, limit, rho)
         if rho > o.rectify_threshold:
             r_t = _root(_variance(limit, exact) / _variance(rho, exact))
@@ -158,19 +245,20 @@ def coefficients(step, options, lr, grad_scale):
 
     kind = tl.full((), NONE, tl.int32)
     step_size = tl.full((), 0.0, tl.float64)
-    if r_t > 0.0:
+    moves = lr != 0.0
+    if moves and r_t > 0.0:
         kind = tl.full((), RECTIFIED, tl.int32)
         step_size = lr * r_t * root_correction2 / correction1
-    elif o.degenerated_to_sgd != 0:
+    elif moves and o.degenerated_to_sgd != 0:
         kind = tl.full((), MOMENTUM, tl.int32)
         step_size = lr / correction1
 
     decoupled = o.decoupled_weight_decay != 0
     decay = tl.full((), 1.0, tl.float64)
-    if decoupled and (kind != NONE or o.decay_skipped_steps != 0):
+    if decoupled and moves and (kind != NONE or o.decay_skipped_steps != 0):
         absolute = o.absolute_weight_decay != 0
         decay = 1.0 - o.weight_decay if absolute else 1.0 - lr * o.weight_decay
     grad_mul = tl.where(o.maximize != 0, -1.0, 1.0).to(tl.float64) / grad_scale
     l2 = tl.where(decoupled, 0.0, o.weight_decay)
     eps = tl.where(o.eps_after_bias_correction != 0, o.eps * root_correction2, o.eps)
-    return grad_mul, l2, decay, 1.0 - o.beta1, o.beta2, 1.0 - o.beta2, step_size, eps, kind
+    return grad_mul, l2, decay, 1.0 - o.beta1, 1.0 - o.beta2, step_size, eps, kind

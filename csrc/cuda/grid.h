@@ -204,7 +204,10 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   const Segment& s = a.segments[index];
   const DeviceOptions& given = a.options[s.options_index];
   StepCoefficients& result = a.coefficients[s.coefficients_index];
-  if (given.found_inf != nullptr && *given.found_inf != 0) {
+  void* const counter = s.at[role::step];
+  const double count =
+      a.step_is_float64 ? *static_cast<double*>(counter) : *static_cast<float*>(counter);
+  if (!is_count(count) || (given.found_inf != nullptr && *given.found_inf != 0)) {
     result.update = Update::skipped;
     return;
   }
@@ -217,10 +220,9 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   const double grad_scale =
       given.grad_scale != nullptr ? static_cast<double>(*given.grad_scale) : 1.0;
   // The counter is incremented in its own dtype, as in torch.
-  void* const counter = s.at[role::step];
   const double step =
       a.step_is_float64 ? *static_cast<double*>(counter) += 1 : *static_cast<float*>(counter) += 1;
-  result = coefficients(step_terms(static_cast<std::int64_t>(step), options), options, grad_scale);
+  result = coefficients(step_terms(step, options), options, grad_scale);
 }
 
 }  // namespace radam::cuda

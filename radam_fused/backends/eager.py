@@ -1,6 +1,7 @@
 """The eager backend: the update in PyTorch operations, for any device, differentiable."""
 
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,6 +52,18 @@ def sqrt_rn(x: Tensor) -> Tensor:
     return rough + step
 
 
+@cache
+def _weights(w: float, dtype: torch.dtype) -> tuple[float, float, float]:
+    """The factors of a moment with weight w, rounded to the arithmetic type.
+
+    A moment becomes old + (new - old) w, whose weights sum to 1 exactly. For w above 1/2, where
+    that difference would lose a small new value, it becomes old (1 - w) + new w; 1 - w is exact
+    there. Both are old keep + (new - old drop) w, without a branch.
+    """
+    w = torch.tensor(w, dtype=dtype).item()
+    return (1.0 - w, 0.0, w) if w > 0.5 else (1.0, 1.0, w)
+
+
 def update_(
     param: Tensor,
     grad: Tensor,
@@ -84,8 +97,11 @@ def update_(
     if c.l2 != 0:
         g = g + p * c.l2
     p = p * c.decay
-    m = m + (g - m) * c.one_minus_beta1
-    v = v * c.beta2 + (g * g) * c.one_minus_beta2
+    keep, drop, w = _weights(c.one_minus_beta1, dtype)
+    m = m * keep + (g - m * drop) * w
+    keep, drop, w = _weights(c.one_minus_beta2, dtype)
+    # g w comes first: g g would overflow earlier.
+    v = v * keep + (g * (g * w) - v * (drop * w))
     s = v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
     if c.update is Update.RECTIFIED:
         p = p - (m * c.step_size) / (sqrt_rn(s) + c.eps)
@@ -162,7 +178,7 @@ class EagerLaunch:
             key = group, float(state["step"]) + 1
             if key not in known:
                 arguments = coefficient_arguments(step.groups[group])
-                known[key] = coefficients(int(key[1]), **arguments, grad_scale=scale)
+                known[key] = coefficients(key[1], **arguments, grad_scale=scale)
             self._coefficients.append(known[key])
 
     def run(self) -> None:

@@ -15,7 +15,13 @@ DIGITS = mpmath.workdps(60)
 def rho_t(t, beta2):
     """rho_t to many digits more than any arithmetic that is tested."""
     b = mpmath.mpf(beta2)
+    t = mpmath.mpf(t)
     return 2 / (1 - b) - 1 - 2 * t * b**t / (1 - b**t)
+
+
+@DIGITS
+def bias_correction(t, beta):
+    return 1 - mpmath.mpf(beta) ** mpmath.mpf(t)
 
 
 @DIGITS

@@ -13,14 +13,14 @@ namespace py = pybind11;
 namespace radam::cuda {
 
 // The coefficients of the prologue; options in the order of option_names.
-py::tuple coefficients_of(std::int64_t step, const std::array<double, kOptions>& numbers,
+py::tuple coefficients_of(double step, const std::array<double, kOptions>& numbers,
                           double grad_scale) {
   StepOptions options;
   static_assert(sizeof options == sizeof numbers);
   std::memcpy(&options, numbers.data(), sizeof options);
   const StepCoefficients c = coefficients(step_terms(step, options), options, grad_scale);
   const Coefficients<double>& v = c.values;
-  return py::make_tuple(v.grad_mul, v.l2, v.decay, v.one_minus_beta1, v.beta2, v.one_minus_beta2,
+  return py::make_tuple(v.grad_mul, v.l2, v.decay, v.one_minus_beta1, v.one_minus_beta2,
                         v.step_size, v.eps, static_cast<int>(c.update));
 }
 
