@@ -59,6 +59,8 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def("__len__", &TensorTable::size)
       .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"))
       .def("misfit", &TensorTable::misfit)
+      .def("has_moved", &TensorTable::has_moved)
+      .def("written_ranges", &TensorTable::written_ranges)
       .def("is_active", &TensorTable::is_active)
       .def("compute", &TensorTable::compute, py::arg("options"), py::arg("grad_scale"),
            py::arg("found_inf"), py::arg("capturing") = false)

@@ -9,22 +9,21 @@
 namespace radam {
 namespace {
 
+constexpr double kNone = -1.0;      // stands for None
 constexpr std::size_t kTerms = 64;  // cache: step counts of a model times sets of decay rates
 
 py::object interned(const std::string& name) {
   return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name.c_str()));
 }
 
-PyObject* item_of(PyObject* dict, const py::object& key) {
-  PyObject* const value = PyDict_GetItemWithError(dict, key.ptr());
-  if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
 [[noreturn]] void throw_no_number(const std::string& name, PyObject* value) {
   PyErr_Clear();
   throw py::type_error("Invalid " + name + " value: " + py::repr(value).cast<std::string>() +
                        ", expected a number");
+}
+
+double value_of(const py::object& tensor) {
+  return tensor.attr("item")().cast<double>();
 }
 
 }  // namespace
@@ -34,24 +33,33 @@ GroupOptions::GroupOptions(const py::dict& defaults, const std::vector<std::stri
   names.insert(names.end(), watched.begin(), watched.end());
   for (const std::string& name : names) {
     const bool is_beta = name == "beta1" || name == "beta2";
-    const double fallback = defaults.contains(name) ? defaults[name.c_str()].cast<double>()
-                                                    : std::numeric_limits<double>::quiet_NaN();
-    options_.push_back(
-        {interned(is_beta ? "betas" : name), is_beta ? name.back() - '1' : -1, name, fallback});
+    double fallback = std::numeric_limits<double>::quiet_NaN();
+    if (defaults.contains(name)) {
+      const py::object value = defaults[name.c_str()];
+      fallback = value.is_none() ? kNone : value.cast<double>();
+    }
+    const bool is_watched = options_.size() >= static_cast<std::size_t>(kOptions);
+    options_.push_back({interned(is_beta ? "betas" : name), is_beta ? name.back() - '1' : -1, name,
+                        fallback, is_watched});
   }
 }
 
 double GroupOptions::number(const Option& option, PyObject* group) const {
-  PyObject* value = item_of(group, option.key);
-  if (value == nullptr) {
+  py::object given = item_of(group, option.key.ptr());
+  if (!given) {
     if (std::isnan(option.fallback)) throw py::key_error(option.name);
     return option.fallback;
   }
-  py::object item;
   if (option.item >= 0) {
-    item = py::reinterpret_steal<py::object>(PySequence_GetItem(value, option.item));
-    if (!item) throw_no_number("betas", value);
-    value = item.ptr();
+    PyObject* const item = PySequence_GetItem(given.ptr(), option.item);
+    if (item == nullptr) throw_no_number("betas", given.ptr());
+    given = py::reinterpret_steal<py::object>(item);
+  }
+  PyObject* const value = given.ptr();
+  if (value == Py_None && option.may_be_none) return kNone;
+  // float() would warn about a tensor that requires a gradient.
+  if (!PyFloat_Check(value) && !PyLong_Check(value) && is_tensor(value)) {
+    return value_of(given);
   }
   if (value == Py_True) return 1.0;
   if (value == Py_False) return 0.0;
@@ -86,15 +94,14 @@ std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
   bool any_differs = is_new;
   for (std::size_t g = 0; g < count; ++g) {
     PyObject* const group = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(g));
-    if (!PyDict_Check(group)) throw py::type_error("expected parameter groups to be dicts");
     Values now{};
     double numbers[kOptions];
-    PyObject* const lr = item_of(group, options_[0].key);
-    if (lr == nullptr) throw py::key_error("lr");
-    numbers[0] = learning_rate(g, lr);
+    const py::object lr = item_of(group, options_[0].key.ptr());
+    if (!lr) throw py::key_error("lr");
+    numbers[0] = learning_rate(g, lr.ptr());
     for (int k = 1; k < kOptions; ++k) numbers[k] = number(options_[k], group);
     std::memcpy(&now.options, numbers, sizeof now.options);
-    if (!lr_tensors_.empty() && lr_tensors_.back().first == g) now.lr = lr;
+    if (!lr_tensors_.empty() && lr_tensors_.back().first == g) now.lr = lr.ptr();
     bool reported = is_new;
     for (std::size_t k = 0; k < watched; ++k) {
       double& held = watched_[g * watched + k];

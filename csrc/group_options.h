@@ -66,6 +66,7 @@ class GroupOptions {
     Py_ssize_t item;  // within a sequence; -1: the value itself
     std::string name;
     double fallback;  // NaN: the group must have the option
+    bool may_be_none;
   };
 
   double number(const Option& option, PyObject* group) const;

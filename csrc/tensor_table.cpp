@@ -91,6 +91,10 @@ RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_befo
   }
 }
 
+bool is_empty(const dlpack::TensorView& view) {
+  return std::find(view.shape, view.shape + view.ndim, 0) != view.shape + view.ndim;
+}
+
 bool is_one_number(const dlpack::TensorView& view) {
   return std::all_of(view.shape, view.shape + view.ndim, [](std::int64_t n) { return n == 1; });
 }
@@ -227,15 +231,21 @@ bool TensorTable::fail(const Row& row, int role) {
   return false;
 }
 
-bool TensorTable::read(const py::list& groups, const py::dict& states) {
+bool TensorTable::read(const py::list& groups, const py::object& states) {
   release();
   misfit_ = {};
+  has_moved_ = false;
   {
+    py::object items = states;
+    if (!PyDict_Check(states.ptr())) {
+      items = py::dict();
+      if (PyDict_Update(items.ptr(), states.ptr()) != 0) throw py::error_already_set();
+    }
     PyObject *key, *value;
     Py_ssize_t position = 0;
     // Only the values are held. Reading a tensor can run Python code that drops a state; the keys
     // are only compared.
-    while (PyDict_Next(states.ptr(), &position, &key, &value)) {
+    while (PyDict_Next(items.ptr(), &position, &key, &value)) {
       states_.emplace_back(key, Py_NewRef(value));
     }
   }
@@ -254,12 +264,10 @@ bool TensorTable::read(const py::list& groups, const py::dict& states) {
     Row& row = rows_[i];
     if (row.place.first != group) {
       group = row.place.first;
-      params = py::reinterpret_borrow<py::object>(params_of(groups, group));
+      params = params_of(groups, group);
     }
-    if (row.place.second >= length_of(params.ptr())) return fail(row, role::param);
-    PyObject* const param =
-        PyList_GET_ITEM(params.ptr(), static_cast<Py_ssize_t>(row.place.second));
-    if (!read_row(row, param)) return false;
+    if (row.place.second >= length_of(params)) return fail(row, role::param);
+    if (!read_row(row, item_at(params, row.place.second))) return false;
   }
   return true;
 }
@@ -277,10 +285,11 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   written_.push_back(param);
   dlpack::TensorView v;
   Fit fit = view(param, role::param, row.numel, v);
-  if (fit == Fit::misfits) return fail(row, role::param);
+  if (fit == Fit::misfits || !remember(row, role::param, param, v)) return fail(row, role::param);
   const bool is_new = row.ndim < 0;
   const bool is_as_before = fit == Fit::fits && compare_layout(v, row) == Fit::fits;
   PyObject* dense = param;
+  row.is_copied = false;
   if (row.flat_at != nullptr && !is_new) {
     if (!is_as_before || (row.numel > 0 && address(v) != row.flat_at))
       return fail(row, role::param);
@@ -288,6 +297,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   if (!is_as_before) {
     if (fit == Fit::odd || !is_dense(v)) {
       if (is_expanded(v)) return fail(row, role::param);
+      row.is_copied = true;
       py::object copy = dense_copy(param, param);
       dense = copy.ptr();
       copied_.emplace_back(py::reinterpret_borrow<py::object>(param), std::move(copy));
@@ -298,7 +308,9 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   place(segment, row, role::param, v);
 
   fit = view(grad.ptr(), role::grad, row.numel, v);
-  if (fit == Fit::misfits) return fail(row, role::grad);
+  if (fit == Fit::misfits || !remember(row, role::grad, grad.ptr(), v)) {
+    return fail(row, role::grad);
+  }
   const Fit layout = compare_layout(v, row);
   if (layout == Fit::misfits) return fail(row, role::grad);
   if (fit == Fit::odd || layout == Fit::odd) {
@@ -310,20 +322,19 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   hold(grad.release().ptr());
 
   PyObject* const state = state_of(row, param);
-  if (state == nullptr || !PyDict_Check(state)) return fail(row, role::step);
+  if (state == nullptr) return fail(row, role::step);
   for (int r = kFirstState; r < kRoles; ++r) {
     if (!has_[r]) continue;
-    PyObject* const tensor = PyDict_GetItemWithError(state, torch_objects().roles[r]);
-    if (tensor == nullptr) {
-      if (PyErr_Occurred()) throw py::error_already_set();
-      return fail(row, r);
-    }
-    hold(Py_NewRef(tensor));
+    py::object item = item_of(state, torch_objects().roles[r]);
+    if (!item) return fail(row, r);
+    PyObject* const tensor = item.ptr();
+    hold(item.release().ptr());
     if (view(tensor, r, row.numel, v) != Fit::fits) return fail(row, r);
     const bool fits =
         kRoleKinds[r] == RoleKind::counter ? is_one_number(v) : compare_layout(v, row) == Fit::fits;
     if (!fits) return fail(row, r);
     row.tensors[r] = tensor;
+    if (!remember(row, r, tensor, v)) return fail(row, r);
     place(segment, row, r, v);
   }
   if (!types_known_) {
@@ -349,7 +360,17 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   return true;
 }
 
-// Stores the address of a tensor.
+// Compares the address of a tensor with that of the last step. Returns false if its memory has been
+// freed.
+bool TensorTable::remember(Row& row, int role, PyObject* tensor, const dlpack::TensorView& view) {
+  const void* const at = address(view);
+  if (!is_empty(view) && is_freed(tensor, at, row.at[role])) return false;
+  has_moved_ |= at != row.at[role] && role != role::grad && kRoleKinds[role] != RoleKind::counter;
+  row.at[role] = at;
+  return true;
+}
+
+// Stores the address of a tensor in its segment.
 void TensorTable::place(Segment& segment, Row& row, int role, const dlpack::TensorView& view) {
   segment.at[role] = address(view);
   row.sizes[role] = view.shape;
@@ -357,6 +378,21 @@ void TensorTable::place(Segment& segment, Row& row, int role, const dlpack::Tens
     dtypes_[role] = view.dtype;
     devices_[role] = view.device;
   }
+}
+
+std::vector<TensorTable::WrittenRange> TensorTable::written_ranges() const {
+  std::vector<WrittenRange> ranges;
+  for (const Row& row : rows_) {
+    if (row.numel == 0 || row.tensors[role::grad] == Py_None) continue;
+    for (int r = 0; r < kRoles; ++r) {
+      if (!has_[r] || r == role::grad || kRoleKinds[r] == RoleKind::counter) continue;
+      const bool is_elsewhere = r == role::param && row.is_copied;
+      const auto first = is_elsewhere ? 0 : reinterpret_cast<std::uintptr_t>(row.at[r]);
+      const auto bytes = static_cast<std::uintptr_t>(row.numel * element_bytes(r));
+      ranges.emplace_back(row.place, kRoleNames[r], first, is_elsewhere ? 0 : first + bytes);
+    }
+  }
+  return ranges;
 }
 
 // Takes the device and the dtypes of the launch from its first row. Returns the first role that no

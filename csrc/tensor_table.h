@@ -1,7 +1,9 @@
 // From Python tensors to segments. Addresses enter C++ only here, after all checks.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -40,8 +42,16 @@ class TensorTable {
   // Reads the tensors of every row whose parameter has a gradient. Writes nothing. groups:
   // optimizer.param_groups. states: optimizer.state. Returns false if a row does not fit the launch
   // any more; misfit() returns its place and the name of its tensor.
-  bool read(const py::list& groups, const py::dict& states);
+  bool read(const py::list& groups, const py::object& states);
   std::pair<Place, std::string> misfit() const { return misfit_; }
+
+  // Whether a tensor that the step writes lies at another address than at the last step.
+  bool has_moved() const { return has_moved_; }
+
+  // The memory that the step writes: the place, the name of the tensor, its first address and its
+  // end. A parameter that is stepped through a temporary copy has no address here.
+  using WrittenRange = std::tuple<Place, std::string, std::uintptr_t, std::uintptr_t>;
+  std::vector<WrittenRange> written_ranges() const;
 
   // Whether read() found a gradient.
   bool is_active() const { return !steps_.empty(); }
@@ -82,6 +92,8 @@ class TensorTable {
     const void* flat_at = nullptr;     // required address in a flat buffer, or null
     const void* tensors[kRoles] = {};  // of the last step, only for prefetches
     const void* sizes[kRoles] = {};    // addresses of their sizes, also for prefetches
+    const void* at[kRoles] = {};       // addresses of their elements
+    bool is_copied = false;            // whether a temporary copy of the parameter is updated
   };
   struct Step {
     void* counter;
@@ -93,6 +105,7 @@ class TensorTable {
   PyObject* state_of(Row& row, PyObject* param);
   bool fail(const Row& row, int role);
   void hold(PyObject* reference) { held_.push_back(reference); }
+  bool remember(Row& row, int role, PyObject* tensor, const dlpack::TensorView& view);
   void place(Segment& segment, Row& row, int role, const dlpack::TensorView& view);
   bool has_own_memory(PyObject* tensor) const;
   bool is_known(PyObject* type) const;
@@ -115,6 +128,7 @@ class TensorTable {
   dlpack::DataType dtypes_[kRoles]{};
   dlpack::Device devices_[kRoles]{};  // of the first row that is read
   std::pair<Place, std::string> misfit_;
+  bool has_moved_ = false;
 
   // Filled by read() and compute(), for one step.
   Work work_{};

@@ -30,6 +30,8 @@ void connect(const py::object& dense_copy) {
   names.grad = PyUnicode_InternFromString("grad");
   names.is_conj = PyUnicode_InternFromString("is_conj");
   names.is_neg = PyUnicode_InternFromString("is_neg");
+  names.untyped_storage = PyUnicode_InternFromString("untyped_storage");
+  names.nbytes = PyUnicode_InternFromString("nbytes");
   for (int r = 0; r < kRoles; ++r) names.roles[r] = PyUnicode_InternFromString(kRoleNames[r]);
   names.dense_copy = py::object(dense_copy).release().ptr();
   names.increment_version =
@@ -66,22 +68,56 @@ py::object gradient(PyObject* param) {
   return py::reinterpret_steal<py::object>(grad);
 }
 
-PyObject* params_of(const py::list& groups, std::size_t group) {
-  if (group >= groups.size()) return nullptr;
-  PyObject* const held = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(group));
-  PyObject* const params =
-      PyDict_Check(held) ? PyDict_GetItemWithError(held, torch_objects().params) : nullptr;
-  if (params == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  if (params == nullptr || !PyList_Check(params)) {
-    const char* const type = params == nullptr ? "missing" : Py_TYPE(params)->tp_name;
-    throw py::type_error("params of group " + std::to_string(group) + ": " + type +
-                         ", expected a list");
+py::object item_of(PyObject* mapping, PyObject* key) {
+  if (PyDict_Check(mapping)) {
+    PyObject* const value = PyDict_GetItemWithError(mapping, key);
+    if (value == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return py::reinterpret_borrow<py::object>(value);
   }
-  return params;
+  PyObject* const value = PyObject_GetItem(mapping, key);
+  if (value == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_KeyError)) throw py::error_already_set();
+    PyErr_Clear();
+  }
+  return py::reinterpret_steal<py::object>(value);
 }
 
-std::size_t length_of(PyObject* list) {
-  return list == nullptr ? 0 : static_cast<std::size_t>(PyList_GET_SIZE(list));
+py::object params_of(const py::list& groups, std::size_t group) {
+  if (group >= groups.size()) return py::list();
+  PyObject* const held = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(group));
+  const py::object params = item_of(held, torch_objects().params);
+  if (!params) throw py::key_error("group " + std::to_string(group) + " has no 'params'");
+  const std::string what = "params of group " + std::to_string(group) + ": " +
+                           Py_TYPE(params.ptr())->tp_name + ", expected an iterable of tensors";
+  PyObject* const list = PySequence_Fast(params.ptr(), what.c_str());
+  if (list == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(list);
+}
+
+std::size_t length_of(const py::object& list) {
+  return static_cast<std::size_t>(PySequence_Fast_GET_SIZE(list.ptr()));
+}
+
+PyObject* item_at(const py::object& list, std::size_t index) {
+  return PySequence_Fast_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(index));
+}
+
+bool is_freed(PyObject* tensor, const void* address, const void* previous_address) {
+  if (address == nullptr) return true;
+  // At a storage offset, the address is the offset alone: far below the addresses of most systems.
+  // Otherwise only a new address is worth a question to Python.
+  constexpr std::uintptr_t kLargestOffset = std::uintptr_t{1} << 44;
+  if (address == previous_address || reinterpret_cast<std::uintptr_t>(address) >= kLargestOffset) {
+    return false;
+  }
+  const TorchObjects& names = torch_objects();
+  const auto storage =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names.untyped_storage));
+  if (!storage) throw py::error_already_set();
+  const auto bytes =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(storage.ptr(), names.nbytes));
+  if (!bytes) throw py::error_already_set();
+  return bytes.cast<std::int64_t>() == 0;
 }
 
 py::object slice_of(const py::object& buffer, std::int64_t offset, std::vector<std::int64_t> shape,

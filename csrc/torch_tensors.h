@@ -32,6 +32,8 @@ struct TorchObjects {
   PyObject* grad;
   PyObject* is_conj;
   PyObject* is_neg;
+  PyObject* untyped_storage;
+  PyObject* nbytes;
   std::array<PyObject*, kRoles> roles;
   PyObject* dense_copy;
   PyObject* increment_version;
@@ -57,11 +59,18 @@ Range contiguous_range(const py::handle& tensor, const std::string& name);
 // param.grad
 py::object gradient(PyObject* param);
 
-// group["params"], or null if there are fewer groups.
-PyObject* params_of(const py::list& groups, std::size_t group);
+// mapping[key] for a dict or another mapping; null if the key is missing.
+py::object item_of(PyObject* mapping, PyObject* key);
 
-// The length of a list; 0 for null.
-std::size_t length_of(PyObject* list);
+// group["params"] as a list or a tuple; an empty list if there are fewer groups.
+py::object params_of(const py::list& groups, std::size_t group);
+
+// The length and an item of a list or a tuple.
+std::size_t length_of(const py::object& list);
+PyObject* item_at(const py::object& list, std::size_t index);
+
+// Whether a tensor with elements at this address has lost its memory: its storage is empty.
+bool is_freed(PyObject* tensor, const void* address, const void* previous_address);
 
 // A tensor with its own storage over a part of a contiguous buffer. It keeps the buffer alive.
 py::object slice_of(const py::object& buffer, std::int64_t offset, std::vector<std::int64_t> shape,

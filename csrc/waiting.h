@@ -15,7 +15,8 @@ namespace py = pybind11;
 // The position of a parameter: its group, and its index in group["params"].
 using Place = std::pair<std::size_t, std::size_t>;
 
-// Parameters that have had no gradient. At first, these are all parameters.
+// Parameters that have had no gradient. At first, these are all parameters; one that is listed more
+// than once has only its first place.
 class Waiting {
  public:
   explicit Waiting(const py::list& groups);

@@ -1,9 +1,10 @@
-"""Rectified Adam (RAdam) for PyTorch in one fused pass: FusedRAdam and its parts."""
+"""Rectified Adam (RAdam) for PyTorch in one fused pass: FusedRAdam, its siblings and its parts."""
 
 import warnings
 from typing import Any
 
 from . import rectification
+from .adam import FusedAdam, FusedAdamW
 from .flat import FlatGroup
 from .functional import radam_step_
 from .optimizer import FusedRAdam, Rectification
@@ -13,6 +14,8 @@ from .version import __version__
 __all__ = [
     "PRESETS",
     "FlatGroup",
+    "FusedAdam",
+    "FusedAdamW",
     "FusedRAdam",
     "Rectification",
     "__version__",

@@ -1,14 +1,15 @@
 """Flat buffers: parameters, moments and gradients side by side in contiguous memory."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .extension import _C, unavailable_reason
-from .state import State, has_own_memory, is_dense
+from .overlap import extent, first_overlap
+from .state import State, can_step, has_own_memory, is_dense
 
 __all__ = ["FlatBuffer", "FlatGroup"]
 
@@ -23,6 +24,7 @@ class Slot(NamedTuple):
         param: The parameter.
         buffer: The buffer that holds it.
         offset: Index of its first element in the buffer.
+        shape: Shape of the parameter.
         stride: Strides of the parameter.
     """
 
@@ -30,11 +32,12 @@ class Slot(NamedTuple):
     param: Tensor
     buffer: Tensor
     offset: int
+    shape: torch.Size
     stride: tuple[int, ...]
 
     def slice(self, buffer: Tensor) -> Tensor:
         """The part of a buffer at this position, as a tensor with its own storage."""
-        part: Tensor = _C.slice_of(buffer, self.offset, list(self.param.shape), list(self.stride))
+        part: Tensor = _C.slice_of(buffer, self.offset, list(self.shape), list(self.stride))
         return part
 
     def is_at(self, tensor: Tensor, buffer: Tensor) -> bool:
@@ -50,6 +53,39 @@ class Slot(NamedTuple):
     def holds(self, param: Tensor) -> bool:
         """Whether a parameter is the one of this slot and still lies here."""
         return param is self.param and self.is_at(param, self.buffer)
+
+    def check(self, name: str) -> None:
+        """Check that the parameter lies in its buffer, or can be moved back into it.
+
+        Args:
+            name: Its name in the error message.
+
+        Raises:
+            ValueError: It has another device, dtype or shape than the slot, or was moved to shared
+                memory; the message names it.
+        """
+        param, shape = self.param, tuple(self.shape)
+        if self.holds(param):
+            return
+        is_alike = (param.device, param.dtype, tuple(param.shape)) == (
+            self.buffer.device,
+            self.buffer.dtype,
+            shape,
+        )
+        if not is_alike or _is_shared(param):
+            how = "in shared memory " if is_alike else ""
+            raise ValueError(
+                f"{name} cannot return to its flat buffer: it has become {param.dtype} {how}of "
+                f"shape {tuple(param.shape)} on {param.device}, expected {self.buffer.dtype} of "
+                f"shape {shape} on {self.buffer.device}"
+            )
+
+    def bring_back(self) -> None:
+        """Move a parameter that passed `check` back into its buffer, with its values."""
+        if not self.holds(self.param):
+            part = self.slice(self.buffer)
+            part.copy_(self.param.detach())
+            self.param.data = part
 
 
 class FlatBuffer:
@@ -73,7 +109,7 @@ class FlatBuffer:
         self._grads: list[Tensor] = []
         self._moments: dict[tuple[str, torch.dtype], Tensor] = {}
         self.slots = [
-            Slot(name, param, self.data, offset, param.stride())
+            Slot(name, param, self.data, offset, param.shape, param.stride())
             for (name, param), offset in zip(members, offsets, strict=False)
         ]
         for slot in self.slots:
@@ -132,9 +168,9 @@ class FlatGroup:
 
     Each parameter keeps its shape, memory order, identity and its own storage, so its module works
     as before. It begins at a multiple of 128 bytes. A parameter that is listed more than once
-    (tied) has one slot. A parameter that is moved or re-pointed later (``.to()`` another dtype or
-    device, ``.data = ...``, ``share_memory_()``, ``resize_()``) leaves its buffer; the next step
-    raises an error that names it.
+    (tied) has one slot. A parameter that gets other memory later (``.data = ...``) is moved back
+    into its buffer, with its new values, by the next step. If it has another dtype, device or shape
+    by then, or lies in shared memory, the step raises an error that names it.
 
     Args:
         params: Parameters, or pairs of name and parameter as from ``module.named_parameters()``.
@@ -206,25 +242,21 @@ class FlatGroup:
         return any(buffer.grad is not None for buffer in self.buffers)
 
     def find(self, param: Tensor) -> tuple[FlatBuffer, Slot] | None:
-        """The buffer and the slot of a parameter, or None.
-
-        Raises:
-            ValueError: The parameter was moved or re-pointed; the message names it.
-        """
-        found = self._places.get(id(param))
-        if found is not None:
-            _check_slot(*found)
-        return found
+        """The buffer and the slot of a parameter, or None."""
+        return self._places.get(id(param))
 
     def check(self) -> None:
         """Check that every parameter lies in its buffer.
 
         Raises:
-            ValueError: A parameter was moved or re-pointed; the message names it.
+            ValueError: A parameter has other memory; the message names it.
         """
-        for buffer in self.buffers:
-            for slot in buffer.slots:
-                _check_slot(buffer, slot)
+        for slot in (slot for buffer in self.buffers for slot in buffer.slots):
+            if not slot.holds(slot.param):
+                raise ValueError(
+                    f"{slot.name} lies outside of its flat buffer, expected at element "
+                    f"{slot.offset} of {len(slot.buffer)} on {slot.buffer.device}"
+                )
 
     def __str__(self) -> str:
         lines = []
@@ -240,15 +272,6 @@ class FlatGroup:
         # A copy makes new buffers for the copied parameters.
         named = [(slot.name, slot.param) for buffer in self.buffers for slot in buffer.slots]
         return _rebuild, (named, self.has_gradients)
-
-
-def _check_slot(buffer: FlatBuffer, slot: Slot) -> None:
-    if not slot.holds(slot.param):
-        raise ValueError(
-            f"{slot.name} no longer lies in its flat buffer, expected at element {slot.offset} of "
-            f"{len(buffer.data)} on {buffer.data.device}: it was moved or re-pointed after the "
-            "buffer was made"
-        )
 
 
 def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatGroup:
@@ -269,11 +292,34 @@ def _check(param: Tensor, name: str) -> None:
 
 
 def _check_apart(named: Sequence[tuple[str, Tensor]]) -> None:
-    ranges = sorted(
-        (str(p.device), p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
-        for name, p in named
-        if p.numel() > 0
-    )
-    for (device, _, end, name), (next_device, start, _, next_name) in pairwise(ranges):
-        if device == next_device and start < end:
-            raise ValueError(f"{next_name} overlaps {name} in memory, expected separate parameters")
+    overlap = first_overlap([extent(param, name) for name, param in named if param.numel() > 0])
+    if overlap is not None:
+        one, other = overlap
+        raise ValueError(f"{other} overlaps {one} in memory, expected separate parameters")
+
+
+def _is_shared(param: Tensor) -> bool:
+    shared: bool = param.is_shared()  # type: ignore[no-untyped-call]
+    return param.device.type == "cpu" and shared
+
+
+def movable(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The parameters that can move into a flat buffer.
+
+    The others stay where they are: parameters without elements side by side, without memory of
+    their own, in shared memory, of a dtype that no step supports, or overlapping another one.
+    """
+    found = {}
+    for name, param in named:
+        if is_lazy(param) or not can_step(param) or not has_own_memory(param) or param.is_meta:
+            continue
+        if is_dense(param) and not _is_shared(param):
+            found[id(param)] = name, param
+    while True:
+        keys = {str(key): key for key in found}
+        ranges = [extent(param, str(key)) for key, (_, param) in found.items() if param.numel() > 0]
+        overlap = first_overlap(ranges)
+        if overlap is None:
+            return list(found.values())
+        for key in overlap:
+            del found[keys[key]]

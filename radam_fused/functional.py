@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from . import backends
-from . import options as declared
-from .options import COEFFICIENTS, DEFAULTS, documents
-from .plan import Launches
-from .state import MOMENTS, check_grad, check_param, check_state
+from .allocation import move_counters
+from .options import COEFFICIENTS, RADAM, documents
+from .plan import Launches, are_apart
+from .state import CPU, MOMENTS, check_grad, check_param, check_state, counter_dtype
 
 __all__ = ["radam_step_"]
 
@@ -56,8 +56,8 @@ def radam_step_(
     for name in options:
         if name not in COEFFICIENTS:
             raise TypeError(f"radam_step_() got an unexpected keyword argument {name!r}")
-    group = {**DEFAULTS, **options}
-    declared.check(group)
+    group = {**RADAM.defaults, **options}
+    RADAM.check(group)
     if backends.is_capturing():
         raise RuntimeError(
             "radam_step_ cannot be captured: it counts steps on the host, so every replay would "
@@ -93,15 +93,18 @@ def radam_step_(
         states[alias] = {key: tensor.detach() for key, tensor in state.items()}
         states[alias]["step"] = states[alias]["step"].clone()
     group["params"] = [alias for alias, _ in aliases]
+    move_counters((state, CPU, counter_dtype()) for state in states.values())
     for i, (alias, chosen) in enumerate(aliases):
-        launches.add((0, i), alias, grads[i], states[alias], moments, chosen, False)
-    step = backends.Step([group], backends.new_numbers())
+        launches.add((0, i), alias, grads[i], states[alias], moments, chosen)
+    step = backends.Step([group], RADAM, backends.new_numbers(RADAM))
     if step.numbers is not None:
         step.numbers.read(step.groups)
     if not launches.read(step.groups, states):
         (_, i), tensor = launches.misfit()
         raise RuntimeError(f"{tensor} of parameter {i} changed while the step was prepared")
-    launches.run(step)
+    are_apart(launches, step.groups, states)
+    launches.compute(step)
+    launches.run()
     for i, (alias, _) in enumerate(aliases):
         for key in moments:
             if (
@@ -117,7 +120,8 @@ def _with_options() -> Any:
     declared_here = signature(radam_step_)
     *before, _ = declared_here.parameters.values()
     named = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=DEFAULTS[name]) for name in COEFFICIENTS
+        Parameter(name, Parameter.KEYWORD_ONLY, default=RADAM.defaults[name])
+        for name in COEFFICIENTS
     ]
     return declared_here.replace(parameters=[*before, *named])
 

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from functools import partial
+from inspect import signature
 from textwrap import fill, indent
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,18 +32,17 @@ class Option(NamedTuple):
         default: Its default.
         feeds: The part of a step that it affects.
         doc: Its documentation.
-        check: Returns the error message for a value, given the whole group; None if it is valid.
-        is_ours: Whether torch.optim.RAdam lacks it. A group holds such an option only if its value
-            is not the default: torch.distributed.checkpoint exchanges state with torch.optim.RAdam
-            only if the groups have the same keys.
+        check: Returns the error message for a value, given the values of all options; None if it is
+            valid.
+        error: The type of that error.
     """
 
     name: str
     default: Any
     feeds: Feeds
     doc: str
-    check: Callable[[Any, Group], str | None] = lambda value, group: None
-    is_ours: bool = True
+    check: Callable[[Any, Group], str | None] = lambda value, values: None
+    error: type[Exception] = ValueError
 
 
 def _check_lr(lr: Any, _: Group) -> str | None:
@@ -67,44 +66,52 @@ def _check_weight_decay(decay: Any, _: Group) -> str | None:
     return None if decay >= 0.0 else f"Invalid weight_decay value: {decay}"
 
 
-def _check_threshold(threshold: Any, group: Group) -> str | None:
+def _check_threshold(threshold: Any, values: Group) -> str | None:
     # Below, the variance that r_t divides by is infinite.
-    least = 2.0 if get(group, "exact_rectification") else 4.0
+    least = 2.0 if values["exact_rectification"] else 4.0
     if threshold >= least:
         return None
     return f"Invalid rectify_threshold value: {threshold}, expected at least {least}"
 
 
-def _check_absolute(absolute: Any, group: Group) -> str | None:
-    if absolute and not group["decoupled_weight_decay"]:
+def _check_absolute(absolute: Any, values: Group) -> str | None:
+    if absolute and not values["decoupled_weight_decay"]:
         return "absolute_weight_decay=True requires decoupled_weight_decay=True"
     return None
 
 
+def _check_fused(fused: Any, values: Group) -> str | None:
+    if fused and values["differentiable"]:
+        return "`fused` does not support `differentiable`"
+    if fused and values["foreach"]:
+        return "`fused` and `foreach` cannot be `True` together."
+    return None
+
+
 _NUMBERS, _PLAN = Feeds.COEFFICIENTS, Feeds.PLAN
-_torchs = partial(Option, is_ours=False)
 
 # First the options of torch.optim.RAdam, in the order of its groups.
 OPTIONS = (
-    _torchs(
+    Option(
         "lr",
         1e-3,
         _NUMBERS,
-        "Learning rate: a number, or a tensor of one element that every step reads.",
+        "Learning rate: a number, or a tensor of one element that every step reads. A step with "
+        "rate 0 changes no parameter, whatever the other options.",
         _check_lr,
     ),
-    _torchs(
+    Option(
         "betas",
         (0.9, 0.999),
         _NUMBERS,
         "Decay rates of the first and the second moment, each in [0, 1).",
         _check_betas,
     ),
-    _torchs("eps", 1e-8, _NUMBERS, "Term added to the denominator.", _check_eps),
-    _torchs("weight_decay", 0, _NUMBERS, "Decay rate.", _check_weight_decay),
-    _torchs("maximize", False, _NUMBERS, "Ascend instead of descend."),
-    _torchs("foreach", None, Feeds.NOTHING, "Ignored; accepted for compatibility with torch."),
-    _torchs(
+    Option("eps", 1e-8, _NUMBERS, "Term added to the denominator.", _check_eps),
+    Option("weight_decay", 0, _NUMBERS, "Decay rate.", _check_weight_decay),
+    Option("maximize", False, _NUMBERS, "Ascend instead of descend."),
+    Option("foreach", None, Feeds.NOTHING, "Ignored; accepted for compatibility with torch."),
+    Option(
         "capturable",
         False,
         _PLAN,
@@ -113,15 +120,26 @@ OPTIONS = (
         "rate. It uses the other options of the time of the capture, as with torch's optimizers. "
         "Keep the optimizer as long as the graph.",
     ),
-    _torchs(
+    Option(
         "decoupled_weight_decay",
         False,
         _NUMBERS,
         "Multiply the parameter by ``1 - lr * weight_decay`` as AdamW does, instead of adding "
         "``weight_decay`` times the parameter to the gradient (L2).",
     ),
-    _torchs(
+    Option(
         "differentiable", False, _PLAN, "Let autograd record the step. Requires the eager backend."
+    ),
+    Option(
+        "fused",
+        None,
+        _PLAN,
+        "True: with :class:`torch.amp.GradScaler`, the step itself divides the gradients by the "
+        "scale and skips the update after an overflow; the step counters are on the devices of the "
+        "parameters. None and False: the scaler unscales the gradients and skips the step, as with "
+        "torch.optim.RAdam. It does not affect the choice of a backend.",
+        _check_fused,
+        RuntimeError,
     ),
     Option(
         "amsgrad",
@@ -169,7 +187,7 @@ OPTIONS = (
         "absolute_weight_decay",
         False,
         _NUMBERS,
-        "With decoupled decay, multiply by ``1 - weight_decay``.",
+        "With decoupled decay, multiply by ``1 - weight_decay``, unless the learning rate is 0.",
         _check_absolute,
     ),
     Option(
@@ -188,8 +206,6 @@ OPTIONS = (
     ),
 )
 
-DEFAULTS: dict[str, Any] = {option.name: option.default for option in OPTIONS}
-OURS = tuple(option.name for option in OPTIONS if option.is_ours)
 COEFFICIENTS = tuple(option.name for option in OPTIONS if option.feeds is Feeds.COEFFICIENTS)
 PLAN = tuple(option.name for option in OPTIONS if option.feeds is Feeds.PLAN)
 
@@ -202,78 +218,143 @@ OPTION_NAMES = (
 )
 
 
-def get(group: Group, name: str) -> Any:
-    """The value of an option; the default if the group leaves it out."""
-    return group[name] if name in group else DEFAULTS[name]
+class OptionSet:
+    """The options of an optimizer class.
 
+    Args:
+        name: Name of the class in torch.optim.
+        of_torch: Keys of the parameter groups of the class in torch.optim, in their order. A group
+            holds another option only if its value is not the default: torch.distributed.checkpoint
+            exchanges state with torch.optim only if the groups have the same keys.
+        defaults: Defaults that differ from those of the options.
 
-def group_defaults(values: Group) -> dict[str, Any]:
-    """The options that a group holds: those of torch, and changed ones that torch lacks."""
-    return {
-        name: value
-        for name, value in ((name, values[name]) for name in DEFAULTS)
-        if name not in OURS or value != DEFAULTS[name]
-    }
-
-
-def check(group: Group) -> None:
-    """Check the options of a group. Messages are those of torch where torch checks the option.
-
-    Raises:
-        ValueError: A value is out of range.
+    Attributes:
+        name: The same name.
+        of_torch: The same keys.
+        defaults: The default of every option.
+        ours: Names of the options that a group can leave out.
     """
-    for option in OPTIONS:
-        message = option.check(get(group, option.name), group)
-        if message is not None:
-            raise ValueError(message)
+
+    def __init__(self, name: str, of_torch: Sequence[str], **defaults: Any) -> None:
+        self.name = name
+        self.of_torch = tuple(of_torch)
+        self.defaults: dict[str, Any] = {option.name: option.default for option in OPTIONS}
+        self.defaults |= defaults
+        self.ours = tuple(name for name in self.defaults if name not in self.of_torch)
+
+    def get(self, group: Group, name: str) -> Any:
+        """The value of an option; the default if the group leaves it out."""
+        return group[name] if name in group else self.defaults[name]
+
+    def is_default(self, group: Group, name: str) -> bool:
+        """Whether an option has its default."""
+        value, default = self.get(group, name), self.defaults[name]
+        # False is not None: fused=False differs from its default.
+        return bool(value == default) and (value is None) == (default is None)
+
+    def group_defaults(self, values: Group) -> dict[str, Any]:
+        """The options that a group holds: those of torch, and changed ones that torch lacks."""
+        held = {name: values[name] for name in self.of_torch}
+        changed = (n for n in self.ours if n in values and not self.is_default(values, n))
+        return held | {name: values[name] for name in changed}
+
+    def drop_defaults(self, group: dict[str, Any], keep: Group) -> None:
+        """Remove the options that torch lacks and that have their default, except some."""
+        for name in self.ours:
+            if name in group and name not in keep and self.is_default(group, name):
+                del group[name]
+
+    def check(self, group: Group) -> None:
+        """Check the options of a group. Messages are those of torch where torch checks the option.
+
+        Raises:
+            ValueError: A value is out of range.
+            RuntimeError: Options exclude each other.
+        """
+        values = {name: self.get(group, name) for name in self.defaults}
+        for option in OPTIONS:
+            message = option.check(values[option.name], values)
+            if message is not None:
+                raise option.error(message)
+
+    def planned(self, group: Group) -> tuple[Any, ...]:
+        """The values of the options that determine the launch of a parameter."""
+        return tuple(self.get(group, name) for name in PLAN)
+
+    def differences(self, group: Group, other: Group) -> list[str]:
+        """Names of options that torch lacks, change updates, and differ between two groups."""
+        updating = (n for n in self.ours if n in COEFFICIENTS or n == "amsgrad")
+        return [name for name in updating if self.get(group, name) != self.get(other, name)]
+
+    def counts_on_device(self, group: Group) -> bool:
+        """Whether the step counters of a group are on the devices of its parameters."""
+        return bool(self.get(group, "capturable") or self.get(group, "fused"))
+
+    def coefficient_arguments(self, group: Group) -> dict[str, Any]:
+        """The arguments of :func:`radam_fused.rectification.coefficients` from a group.
+
+        A tensor learning rate becomes a number, or a float64 tensor if the step is differentiable.
+        """
+        arguments = {name: self.get(group, name) for name in COEFFICIENTS}
+        arguments["betas"] = tuple(float(beta) for beta in arguments["betas"])
+        lr = arguments["lr"]
+        if isinstance(lr, Tensor):
+            arguments["lr"] = lr.double().squeeze() if group["differentiable"] else lr.item()
+        return arguments
+
+    def warn_if_never_rectified(self, group: Group) -> None:
+        """Warn if ``betas[1]`` is so small that no step is rectified."""
+        beta2, threshold = float(group["betas"][1]), self.get(group, "rectify_threshold")
+        if self.get(group, "rectify") and rho_inf(beta2) <= threshold:
+            falls_back = self.get(group, "degenerated_to_sgd")
+            fallback = "SGD with momentum" if falls_back else "skipped"
+            warn_user(
+                f"no step is ever rectified: betas[1]={beta2} gives rho_inf={rho_inf(beta2):.4g}, "
+                f"expected more than rectify_threshold={threshold:.4g}; every step is {fallback}"
+            )
 
 
-def planned(group: Group) -> tuple[Any, ...]:
-    """The values of the options that determine the launch of a parameter."""
-    return tuple(get(group, name) for name in PLAN)
+_BOTH = ("lr", "betas", "eps", "weight_decay")
+RADAM = OptionSet(
+    "RAdam",
+    (*_BOTH, "maximize", "foreach", "capturable", "decoupled_weight_decay", "differentiable"),
+)
+_ADAM = (*_BOTH, "amsgrad", "maximize", "foreach", "capturable", "differentiable", "fused")
+ADAM = OptionSet(
+    "Adam", (*_ADAM, "decoupled_weight_decay"), rectify=False, eps_after_bias_correction=True
+)
+ADAMW = OptionSet(
+    "AdamW",
+    ADAM.of_torch,
+    rectify=False,
+    eps_after_bias_correction=True,
+    weight_decay=1e-2,
+    decoupled_weight_decay=True,
+)
 
 
-def coefficient_arguments(group: Group) -> dict[str, Any]:
-    """The arguments of :func:`radam_fused.rectification.coefficients` from a group.
-
-    A tensor learning rate becomes a number, or a float64 tensor if the step is differentiable.
-    """
-    arguments = {name: get(group, name) for name in COEFFICIENTS}
-    lr = arguments["lr"]
-    if isinstance(lr, Tensor):
-        arguments["lr"] = lr.double().squeeze() if group["differentiable"] else lr.item()
-    return arguments
-
-
-def _stacklevel_of_user() -> int:
-    """The stacklevel of the first caller outside of torch and this package."""
-    frame, level = sys._getframe(1), 1
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, at the line of the first caller outside of torch and this package."""
+    frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in (__package__, "torch"):
         frame, level = frame.f_back, level + 1
-    return level
-
-
-def warn_if_never_rectified(group: Group) -> None:
-    """Warn if ``betas[1]`` is so small that no step is rectified."""
-    beta2, threshold = group["betas"][1], get(group, "rectify_threshold")
-    if get(group, "rectify") and rho_inf(beta2) <= threshold:
-        fallback = "SGD with momentum" if get(group, "degenerated_to_sgd") else "skipped"
-        warnings.warn(
-            f"no step is ever rectified: betas[1]={beta2} gives rho_inf={rho_inf(beta2):.4g}, "
-            f"expected more than rectify_threshold={threshold:.4g}; every step is {fallback}",
-            stacklevel=_stacklevel_of_user(),
-        )
+    warnings.warn(message, category, stacklevel=level)
 
 
 Documented = TypeVar("Documented")
 
 
-def documents(names: Sequence[str]) -> Callable[[Documented], Documented]:
-    """A decorator that replaces ``{options}`` in a docstring by the documentation of options."""
+def documents(only: Sequence[str] = ()) -> Callable[[Documented], Documented]:
+    """A decorator that replaces ``{options}`` in a docstring by the documentation of options.
+
+    Args:
+        only: Names of the options to document; empty for those that the signature names.
+    """
 
     def document(documented: Documented) -> Documented:
         text = documented.__doc__
         if text is not None:  # python -OO
+            names = only or signature(documented).parameters  # type: ignore[arg-type]
             lines = [
                 indent(fill(f"{o.name}: {o.doc}", 92, subsequent_indent="    "), " " * 8)
                 for o in OPTIONS

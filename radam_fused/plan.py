@@ -1,38 +1,20 @@
 """The plan of a step: which launch updates each parameter, kept while it fits the tensors."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import backends, options
-from .backends import Backend, Kind, Launch, Place, Step
+from . import backends
+from .allocation import New, complete_states, move_counters, new, take_over_layout
+from .backends import Backend, Groups, Kind, Launch, Place, Step, name_of, params_of
 from .extension import _C
 from .flat import FlatBuffer, FlatGroup, Slot
-from .state import (
-    CPU,
-    MOMENTS,
-    New,
-    State,
-    check_grad,
-    check_param,
-    check_state,
-    complete_states,
-    fields,
-    has_own_memory,
-    move_counter,
-    take_over_layout,
-)
+from .options import OptionSet
+from .overlap import Range, extent, first_overlap
+from .state import MOMENTS, State, check_grad, check_param, check_state, has_own_memory
 
-Groups = list[dict[str, Any]]
-States = dict[Tensor, Any]
-
-
-def name_of(groups: Groups, place: Place) -> str:
-    """The name of a parameter in error messages."""
-    index, i = place
-    names = groups[index].get("param_names", ())
-    return f"parameter {names[i]!r}" if i < len(names) else f"parameter {i} of group {index}"
+States = MutableMapping[Tensor, Any]
 
 
 class Launches:
@@ -52,12 +34,12 @@ class Launches:
         state: State,
         moments: Sequence[str],
         backend: Backend,
-        counts_on_device: bool,
+        counts_on_device: bool = False,
         slot: Slot | None = None,
     ) -> None:
-        """Add a parameter to the launch of its kind, and prepare its state for that launch.
+        """Add a parameter to the launch of its kind.
 
-        Every state tensor stays the same object.
+        Its moments get the memory order of the parameter; each stays the same object.
 
         Args:
             place: Position of the parameter in the groups.
@@ -69,8 +51,6 @@ class Launches:
             counts_on_device: Whether its device counts its steps.
             slot: Its slot in a flat buffer, or None.
         """
-        if backend.name != "eager" or not isinstance(state["step"], Tensor):
-            move_counter(state, param.device if counts_on_device else CPU)
         if backend.name != "eager":
             take_over_layout(param, state, moments)
         kind = Kind(
@@ -91,17 +71,21 @@ class Launches:
         """Read every launch; False if a parameter does not fit its launch any more."""
         return all(launch.read(groups, states) for launch in self._by_kind.values())
 
+    def have_moved(self) -> bool:
+        """Whether a tensor that the step writes lies at another address than at the last step."""
+        return any(launch.has_moved() for launch in self._by_kind.values())
+
     def misfit(self) -> tuple[Place, str]:
         """The place of a parameter that does not fit its launch, and the name of its tensor."""
         return next(found for found in (launch.misfit() for launch in self) if found[1])
 
-    def run(self, step: Step) -> None:
-        """Compute every launch, then run them.
-
-        An error while computing leaves every tensor unchanged.
-        """
+    def compute(self, step: Step) -> None:
+        """Compute every launch. Writes nothing."""
         for launch in self._by_kind.values():
             launch.compute(step)
+
+    def run(self) -> None:
+        """Run every launch."""
         for launch in self._by_kind.values():
             launch.run()
 
@@ -111,15 +95,46 @@ class Launches:
             launch.release()
 
 
+def are_apart(launches: Launches, groups: Groups, states: States) -> bool:
+    """Check that no two tensors that the step writes overlap in memory.
+
+    Returns:
+        False if a parameter has come to stand at the place of another one that is stepped.
+
+    Raises:
+        ValueError: Two tensors overlap; the message names both.
+    """
+    dense, gapped = [], []
+    params = [params_of(group) for group in groups]
+    known: dict[int, Place] = {}
+    for launch in launches:
+        for place, role, first, end in launch.written_ranges():
+            param = params[place[0]][place[1]]
+            if known.setdefault(id(param), place) != place:
+                return False
+            tensor = param if role == "param" else states[param][role]
+            name = name_of(groups, place)
+            name = name if role == "param" else f"{role} of {name}"
+            if end > 0:
+                dense.append(Range(str(tensor.device), first, end, name, tensor))
+            else:
+                gapped.append(extent(tensor, name))
+    overlap = first_overlap(dense, gapped)
+    if overlap is not None:
+        one, other = overlap
+        raise ValueError(f"{other} overlaps {one} in memory, expected separate tensors")
+    return True
+
+
 class _Planned(NamedTuple):
     """A parameter on its way into a launch."""
 
     place: Place
-    group: dict[str, Any]
     param: Tensor
     grad: Tensor
-    state: State
+    new: New
     backend: Backend
+    home: tuple[FlatBuffer, Slot] | None
     counts_on_device: bool
 
 
@@ -128,6 +143,7 @@ class Plan:
 
     Args:
         backend: The backend's name, or "auto".
+        options: The options of the optimizer's class.
         flat_groups: The flat buffers of each parameter group; empty without them.
         graph_launches: Launches of earlier plans whose memory captured graphs still use.
 
@@ -136,16 +152,21 @@ class Plan:
     """
 
     def __init__(
-        self, backend: str, flat_groups: list[FlatGroup], graph_launches: Sequence[Launch] = ()
+        self,
+        backend: str,
+        options: OptionSet,
+        flat_groups: Sequence[FlatGroup] = (),
+        graph_launches: Sequence[Launch] = (),
     ) -> None:
         self.launches = Launches()
         self._backend = backend
+        self._options = options
         self._flat_groups = flat_groups
         self._graph_launches = graph_launches
         self._waiting: Any = None  # parameters in no launch yet; None: nothing is planned
         self._numbers: Any = None  # the options of the groups, as numbers
-        self._options: list[tuple[Any, ...]] = []  # of each group, those that the plan depends on
-        self._scaled = False  # whether a gradient scaler has been seen
+        self._planned: list[tuple[Any, ...]] = []  # of each group, the options of the plan
+        self._added: list[tuple[Tensor, State, set[str], bool]] = []  # to states, in this step
 
     def graph_launches(self) -> list[Launch]:
         """The launches whose memory captured graphs use."""
@@ -158,7 +179,7 @@ class Plan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """Run one step. Until the launches run, it writes only new states.
+        """Run one step. An error before the launches run leaves all tensors and states unchanged.
 
         Args:
             groups: The optimizer's parameter groups.
@@ -166,52 +187,67 @@ class Plan:
             grad_scale: The scale that the gradients were multiplied by, or None.
             found_inf: Nonzero if a gradient overflowed; the step is then skipped.
         """
-        if not self._read(groups, states, grad_scale is not None or found_inf is not None):
+        self._added = []
+        try:
+            self._read(groups, states)
+            capturing = backends.is_capturing()
+            step = Step(groups, self._options, self._numbers, grad_scale, found_inf, capturing)
+            self.launches.compute(step)
+        except BaseException:
+            self._remove_added(states)
+            raise
+        self.launches.run()
+        if self._numbers is not None:
+            self._numbers.release()
+
+    def _remove_added(self, states: States) -> None:
+        for param, state, names, is_new in self._added:
+            for name in names:
+                del state[name]
+            if is_new and states.get(param) is state:
+                del states[param]
+
+    def _read(self, groups: Groups, states: States) -> None:
+        """Read the tensors of the step; plans first if they no longer fit the plan."""
+        if not (self._fits(groups, states) and self.launches.read(groups, states)):
+            self._plan_all(groups, states)
+            self._read_planned(groups, states)
+        if self.launches.have_moved() and not are_apart(self.launches, groups, states):
+            self._plan_all(groups, states)
+            self._read_planned(groups, states)
+
+    def _read_planned(self, groups: Groups, states: States) -> None:
+        if not self.launches.read(groups, states):
             place, tensor = self.launches.misfit()
             raise RuntimeError(
                 f"{tensor} of {name_of(groups, place)} changed while the step was prepared"
             )
-        capturing = backends.is_capturing()
-        self.launches.run(Step(groups, self._numbers, grad_scale, found_inf, capturing))
-        if self._numbers is not None:
-            self._numbers.release()
 
-    def _read(self, groups: Groups, states: States, scaled: bool) -> bool:
-        """Read the tensors of the step; plans first if they no longer fit the plan."""
-        if self._fits(groups, states, scaled) and self.launches.read(groups, states):
-            return True
-        self._plan_all(groups, states, scaled)
-        return self.launches.read(groups, states)
-
-    def _fits(self, groups: Groups, states: States, scaled: bool) -> bool:
+    def _fits(self, groups: Groups, states: States) -> bool:
         """Whether the plan still holds; adds parameters with a first gradient to it."""
-        if self._waiting is None or (scaled and not self._scaled):
+        if self._waiting is None:
             return False
         for index in self._numbers.read(groups):
-            options.check(groups[index])
-            planned = self._options[index] if index < len(self._options) else None
-            if planned != options.planned(groups[index]):
+            self._options.check(groups[index])
+            planned = self._planned[index] if index < len(self._planned) else None
+            if planned != self._options.planned(groups[index]):
                 return False
         late = self._waiting.take(groups)
         if late:
             self._add(late, groups, states)
         return late is not None
 
-    def _plan_all(self, groups: Groups, states: States, scaled: bool) -> None:
+    def _plan_all(self, groups: Groups, states: States) -> None:
         """Plan every parameter that has a gradient, in new launches."""
+        self.launches.release()
         self._graph_launches, self.launches = self.graph_launches(), Launches()
         self._waiting = None
-        self._scaled = self._scaled or scaled
-        for flat in self._flat_groups:
-            flat.check()
         for group in groups:
-            options.check(group)
-        self._options = [options.planned(group) for group in groups]
-        self._numbers = backends.new_numbers()
+            self._options.check(group)
+        self._planned = [self._options.planned(group) for group in groups]
+        self._numbers = backends.new_numbers(self._options)
         if _C is None:  # only eager is available; every step plans
-            places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
-            with_grad = [(g, i) for g, i in places if groups[g]["params"][i].grad is not None]
-            self._add(with_grad, groups, states)
+            self._add(_with_gradient(groups), groups, states)
             return
         self._numbers.read(groups)
         waiting = _C.Waiting(groups)
@@ -220,36 +256,39 @@ class Plan:
 
     def _add(self, places: Sequence[Place], groups: Groups, states: States) -> None:
         """Check parameters, complete their states, and add them to launches."""
-        names = [tuple(field.name for field in fields(group)) for group in groups]
         found = self._check(places, groups, states)
-        if any(it.group["capturable"] for it in found) and backends.is_capturing():
+        capturable = (groups[group]["capturable"] for group, _ in places)
+        if any(capturable) and backends.is_capturing():
             raise RuntimeError(
                 "cannot capture this step: it allocates state. Run one step after any change, then "
                 "capture"
             )
-        complete_states(
-            [
-                New(
-                    it.param,
-                    it.state,
-                    it.group,
-                    names[it.place[0]],
-                    it.param.device if it.counts_on_device else CPU,
-                )
-                for it in found
-            ]
+        before = [set(it.new.state) for it in found]
+        complete_states([it.new for it in found])
+        for it, names in zip(found, before, strict=True):
+            is_new = states.get(it.param) is None
+            self._added.append((it.param, it.new.state, set(it.new.state) - names, is_new))
+        move_counters(
+            (
+                it.new.state,
+                it.param.device if it.counts_on_device else it.new.counter_device,
+                it.new.counter_dtype,
+            )
+            for it in found
+            if it.backend.name != "eager" or not isinstance(it.new.state["step"], Tensor)
         )
         for it in found:
-            moments = [name for name in names[it.place[0]] if name in MOMENTS]
+            moments = [name for name in it.new.names if name in MOMENTS]
             slot = None
-            if self._flat_groups:
-                buffer, slot = self._find_slot(it.param, name_of(groups, it.place))
-                buffer.take_over(slot, it.state, moments)
+            if it.home is not None:
+                buffer, slot = it.home
+                slot.bring_back()
+                buffer.take_over(slot, it.new.state, moments)
             self.launches.add(
                 it.place,
                 it.param,
                 it.grad,
-                it.state,
+                it.new.state,
                 moments,
                 it.backend,
                 it.counts_on_device,
@@ -257,33 +296,43 @@ class Plan:
             )
         # Last, so that an error leaves no new state behind.
         for it in found:
-            if states.get(it.param) is not it.state:
-                states[it.param].update(it.state)
+            if states.get(it.param) is None:
+                states[it.param] = it.new.state
 
     def _check(self, places: Sequence[Place], groups: Groups, states: States) -> list[_Planned]:
         """Check parameters with their gradients and states, and choose a backend for each."""
         found = []
         chosen: dict[tuple[Any, ...], Backend] = {}
+        params = [params_of(group) for group in groups]
         for place in places:
             group = groups[place[0]]
-            param, name = group["params"][place[1]], name_of(groups, place)
+            param, name = params[place[0]][place[1]], name_of(groups, place)
             grad, state = param.grad, states.get(param)
             if grad is None:
                 raise RuntimeError(f"grad of {name} changed while the step was prepared")
+            if self._options.get(group, "fused") and param.is_meta:
+                raise RuntimeError(
+                    "`fused=True` requires all the params to be floating point Tensors of "
+                    f"supported devices, but {name} is on meta"
+                )
             check_param(param, name)
-            check_grad(param, grad, name)
+            check_grad(param, grad, name, self._options.name)
             if state:
                 check_state(param, state, name)
+            home = self._home(param)
+            if home is not None:
+                home[1].check(name)
             differentiable, capturable = group["differentiable"], group["capturable"]
             kind = type(param), param.device, differentiable, capturable
             if kind not in chosen:
                 chosen[kind] = backends.select(
                     self._backend, param, name, differentiable, capturable
                 )
-            state = state or {}
+            state = {} if state is None else state
             backend = self._addressing(chosen[kind], (grad, *state.values()), name)
+            needs = new(param, state, group, self._options)
             on_device = backend.supports_capturable and self._counts_on_device(group, state)
-            found.append(_Planned(place, group, param, grad, state, backend, on_device))
+            found.append(_Planned(place, param, grad, needs, backend, home, on_device))
         return found
 
     def _addressing(self, backend: Backend, tensors: Iterable[Any], name: str) -> Backend:
@@ -298,21 +347,24 @@ class Plan:
                 return backends.BACKENDS["eager"]
         return backend
 
-    def _find_slot(self, param: Tensor, name: str) -> tuple[FlatBuffer, Slot]:
-        for flat in self._flat_groups:
-            if (found := flat.find(param)) is not None:
-                return found
-        raise ValueError(
-            f"{name} lies in no flat buffer: it was put into its group after the buffers were made"
-        )
-
     def _counts_on_device(self, group: dict[str, Any], state: State) -> bool:
         """Whether the device counts the steps of a parameter, if its backend can."""
         step = state.get("step")
-        return (
-            group["capturable"]
-            # The flag of a scaler stays on the device, so the device must decide whether a step
-            # counts; the counters stay there afterwards.
-            or self._scaled
-            or (isinstance(step, Tensor) and step.device.type != "cpu")
-        )
+        # A counter stays where the user has put it.
+        is_there = isinstance(step, Tensor) and step.device.type != "cpu"
+        return self._options.counts_on_device(group) or is_there
+
+    def _home(self, param: Tensor) -> tuple[FlatBuffer, Slot] | None:
+        """The buffer and the slot of a parameter, or None if it lies in no flat buffer."""
+        found = (flat.find(param) for flat in self._flat_groups)
+        return next((home for home in found if home is not None), None)
+
+
+def _with_gradient(groups: Groups) -> list[Place]:
+    """The first place of every parameter that has a gradient."""
+    places: dict[int, Place] = {}
+    for g, group in enumerate(groups):
+        for i, param in enumerate(group["params"]):
+            if param.grad is not None:
+                places.setdefault(id(param), (g, i))
+    return list(places.values())

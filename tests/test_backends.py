@@ -53,10 +53,17 @@ def test_cuda_says_why_it_is_unavailable(lacks, monkeypatch):
         FusedRAdam(parameters((3,)), backend="cuda")
 
 
+def step_with_zeros(params, backend):
+    optimizer = FusedRAdam(params, backend=backend)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+
+
 def test_cuda_rejects_tensors_on_other_devices(grid):
     p = torch.nn.Parameter(torch.zeros(3, device="meta"))
     with pytest.raises(RuntimeError, match=r"'cuda' cannot step parameter 0 .* it is on meta"):
-        FusedRAdam([p], backend="cuda")
+        step_with_zeros([p], "cuda")
     assert "it is on cpu, expected a CUDA device" in cuda.unsupported(torch.zeros(3))
 
 
@@ -110,8 +117,11 @@ for step in range(8):
 print(p.tolist())
 auto.step()
 print([type(launch).__name__ for o in (optimizer, auto) for launch in o._plan.launches])
+p = torch.nn.Parameter(torch.zeros(3, device="meta"))
+optimizer = FusedRAdam([p], backend="triton")
+p.grad = torch.zeros(3, device="meta")
 try:
-    FusedRAdam([torch.nn.Parameter(torch.zeros(3, device="meta"))], backend="triton")
+    optimizer.step()
 except RuntimeError as error:
     print(error)
 """
@@ -133,7 +143,7 @@ def test_the_interpreter_serves_cpu_tensors_only_by_name():
 def test_a_backend_chosen_by_name_raises_with_the_reason():
     [p] = [torch.nn.Parameter(torch.zeros(3, device="meta"))]
     with pytest.raises(RuntimeError, match=r"'cpu' cannot step parameter 0 .* it is on meta"):
-        FusedRAdam([p], backend="cpu")
+        step_with_zeros([p], "cpu")
     with pytest.raises(RuntimeError, match="differentiable=True needs the eager backend"):
         FusedRAdam(parameters((3,)), backend="cpu", differentiable=True)
 
@@ -153,7 +163,7 @@ def test_no_kernel_gets_the_address_of_a_wrapper_subclass():
 
     p = torch.nn.Parameter(TwoTensor(torch.ones(3), torch.ones(3)))
     with pytest.raises(RuntimeError, match="keeps its memory in other tensors"):
-        FusedRAdam([p], backend="cpu")
+        step_with_zeros([p], "cpu")
     p.grad = TwoTensor(torch.ones(3), torch.full((3,), 2.0))
     optimizer = FusedRAdam([p], lr=0.5)
     optimizer.step()

@@ -1,5 +1,7 @@
 """Changes that a user makes between two steps take effect in the next one, or are refused."""
 
+from collections import UserDict, deque
+
 import pytest
 import torch
 
@@ -159,13 +161,48 @@ def test_an_error_in_one_launch_changes_nothing():
     assert not torch.equal(before[0], params[0])
 
 
+class Items(UserDict):
+    """A mapping that is no dict."""
+
+
+CONTAINERS = {
+    "tuple": lambda o: o.param_groups[0].update(params=tuple(o.param_groups[0]["params"])),
+    "deque": lambda o: o.param_groups[0].update(params=deque(o.param_groups[0]["params"])),
+    "parameter-list": lambda o: o.param_groups[0].update(
+        params=torch.nn.ParameterList(o.param_groups[0]["params"])
+    ),
+    "state": lambda o: setattr(o, "state", Items(o.state)),
+    "states": lambda o: o.state.update({p: Items(s) for p, s in o.state.items()}),
+    "group": lambda o: o.param_groups.__setitem__(0, Items(o.param_groups[0])),
+}
+
+
 @pytest.mark.parametrize("steps", [0, 2])
-def test_params_that_are_not_a_list_raise(steps):
+@pytest.mark.parametrize("change", CONTAINERS.values(), ids=CONTAINERS)
+def test_any_iterable_of_parameters_and_any_mapping_works(change, steps, backend):
+    params = parameters((3,), (4,))
+    one, other = FusedRAdam(copies(params), backend=backend), FusedRAdam(params, backend="cpu")
+    train(one, gradients(params, steps))
+    train(other, gradients(params, steps))
+    change(one)
+    for grads in gradients(params, 7):
+        for p, grad in zip(one.param_groups[0]["params"], grads, strict=True):
+            p.grad = grad.clone()
+        one.step()
+        train(other, [grads])
+    for p, q in zip(one.param_groups[0]["params"], params, strict=True):
+        assert torch.equal(p, q)
+    assert len(one.rectification()) == 1
+    assert len(one.state_dict()["state"]) == 2
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_params_that_are_no_iterable_raise(steps):
     params = parameters((3,))
     optimizer = train(FusedRAdam(params, backend="cpu"), gradients(params, steps))
     params[0].grad = torch.ones(3)
-    optimizer.param_groups[0]["params"] = tuple(params)
-    with pytest.raises(TypeError, match="params of group 0: tuple, expected a list"):
+    optimizer.param_groups[0]["params"] = 1
+    with pytest.raises(TypeError, match="params of group 0: int, expected an iterable of tensors"):
         optimizer.step()
 
 

@@ -86,14 +86,20 @@ def test_a_checkpoint_restores_our_options_and_keeps_those_that_it_lacks():
     ams = FusedRAdam(parameters((3,)), amsgrad=True, rectify_threshold=4.0)
     train(ams, gradients(ams.param_groups[0]["params"], 2))
     plain = FusedRAdam(parameters((3,)))
-    plain.load_state_dict(ams.state_dict())
+    with pytest.warns(UserWarning, match="options differ: group 0 had amsgrad=False") as caught:
+        plain.load_state_dict(ams.state_dict())
+    assert caught[0].filename == __file__
+    assert "had rectify_threshold=5.0, the state_dict has 4.0, and 4.0 holds" in str(
+        caught[0].message
+    )
     assert plain.param_groups[0]["amsgrad"]
     assert plain.param_groups[0]["rectify_threshold"] == 4.0
 
     from_torch = torch.optim.RAdam(parameters((3,)))
     train(from_torch, gradients(from_torch.param_groups[0]["params"], 2))
     kept = FusedRAdam(parameters((3,)), amsgrad=True)
-    kept.load_state_dict(from_torch.state_dict())
+    with pytest.warns(UserWarning, match="amsgrad=True, the state_dict has False, and True holds"):
+        kept.load_state_dict(from_torch.state_dict())
     [p] = kept.param_groups[0]["params"]
     train(kept, gradients([p], 1))
     assert kept.param_groups[0]["amsgrad"]
@@ -219,15 +225,17 @@ def test_distributed_checkpoint_exchanges_state(theirs):
     assert other.state[next(back.parameters())]["step"] == 6
 
 
-def test_loading_an_unsupported_option_raises():
+def test_the_constructor_decides_where_steps_are_counted():
     [p] = parameters((3,))
     state_dict = torch.optim.RAdam([p]).state_dict()
     state_dict["param_groups"][0]["capturable"] = True
     optimizer = FusedRAdam([p])
     optimizer.load_state_dict(state_dict)
-    p.grad = torch.ones(3)
-    with pytest.raises(RuntimeError, match="capturable=True"):
-        optimizer.step()
+    assert optimizer.param_groups[0]["capturable"] is False
+    capturable = FusedRAdam([p], capturable=True, fused=True)
+    capturable.load_state_dict(torch.optim.RAdam([p]).state_dict())
+    assert capturable.param_groups[0]["capturable"] is True
+    assert capturable.param_groups[0]["fused"] is True
 
 
 def test_loading_does_not_share_step_counters():

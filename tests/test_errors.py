@@ -58,7 +58,7 @@ def test_a_rejected_group_leaves_the_optimizer_unchanged():
     for group, error in (
         ({"params": [two], "lr": -1.0}, ValueError),
         ({"params": [two], "rectify_threshold": 0.0}, ValueError),
-        ({"params": [torch.nn.Parameter(torch.ones(2).to(torch.float8_e5m2))]}, TypeError),
+        ({"params": [two], "fused": True, "foreach": True}, RuntimeError),
     ):
         with pytest.raises(error):
             optimizer.add_param_group(group)
@@ -68,15 +68,23 @@ def test_a_rejected_group_leaves_the_optimizer_unchanged():
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex32], ids=str)
-def test_an_unsupported_dtype_raises_at_construction(dtype):
+def test_an_unsupported_dtype_raises_at_the_first_gradient(dtype):
     weight = torch.zeros(2).to(dtype) if dtype != torch.complex32 else torch.zeros(2, dtype=dtype)
+    p = torch.nn.Parameter(weight)
+    optimizer = FusedRAdam([("w", p)])
+    optimizer.step()
+    p.grad = torch.zeros_like(p)
     with pytest.raises(TypeError, match=f"parameter 'w' has dtype {dtype}, expected one of"):
-        FusedRAdam([("w", torch.nn.Parameter(weight))])
+        optimizer.step()
+    assert not optimizer.state
 
 
-def test_a_sparse_parameter_raises_at_construction():
+def test_a_sparse_parameter_raises_at_the_first_gradient():
+    p = torch.nn.Parameter(torch.eye(2).to_sparse())
+    optimizer = FusedRAdam([p])
+    p.grad = torch.eye(2).to_sparse()
     with pytest.raises(ValueError, match=r"parameter 0 of group 0 has layout torch\.sparse_coo"):
-        FusedRAdam([torch.nn.Parameter(torch.eye(2).to_sparse())])
+        optimizer.step()
 
 
 def test_moments_of_two_dtypes_raise():
@@ -89,11 +97,6 @@ def test_moments_of_two_dtypes_raise():
     with pytest.raises(ValueError, match=r"exp_avg_sq of .* has dtype torch.bfloat16, expected to"):
         optimizer.step()
     assert torch.equal(p, before)
-
-
-def test_capturable_raises_on_a_backend_that_cannot_count_on_the_device():
-    with pytest.raises(RuntimeError, match="capturable=True"):
-        FusedRAdam(parameters((2,)), capturable=True)
 
 
 def sparse(params):
@@ -210,9 +213,33 @@ def test_a_threshold_for_the_exact_variance_raises_without_it(
     assert torch.equal(p, before)
 
 
-def test_an_expanded_parameter_raises_at_construction():
+def test_an_expanded_parameter_raises_at_the_first_gradient(backend):
+    p = torch.nn.Parameter(torch.ones(1).expand(3))
+    optimizer = FusedRAdam([p], backend=backend)
+    p.grad = torch.ones(3)
     with pytest.raises(ValueError, match="parameter 0 of group 0 is expanded"):
-        FusedRAdam([torch.nn.Parameter(torch.ones(1).expand(3))])
+        optimizer.step()
+
+
+NO_COUNTS = [float("nan"), float("inf"), -1.0, -0.5]
+
+
+@pytest.mark.parametrize("count", NO_COUNTS)
+@pytest.mark.parametrize("started", [False, True])
+def test_a_step_counter_without_a_count_raises(count, started, backend):
+    params = parameters((4,), (3,))
+    optimizer = FusedRAdam([("a", params[0]), ("b", params[1])], backend=backend)
+    train(optimizer, gradients(params, 2))
+    state = optimizer.state[params[1]]
+    if started:
+        state["step"].fill_(count)
+    else:  # the plan sees a number
+        state["step"] = count
+    before = copies(params)
+    with pytest.raises(ValueError, match=f"step of parameter 'b' is {count}, expected a count of"):
+        train(optimizer, gradients(params, 1))
+    assert all(map(torch.equal, params, before))
+    assert optimizer.state[params[0]]["step"] == 2
 
 
 def test_gradients_are_released_after_an_error():

@@ -210,53 +210,171 @@ def test_a_late_first_gradient_gives_the_same_bits(backend):
 
 MOVES = {
     "re-pointed": lambda p: setattr(p, "data", p.detach().clone()),
-    "half": lambda p: setattr(p, "data", p.detach().half()),
-    "strided": lambda p: setattr(p, "data", p.detach().as_strided((len(p),), (0,))),
     "swapped": lambda p: setattr(p, "data", p.detach()[torch.arange(len(p)).flip(0)]),
+    "gapped": lambda p: setattr(p, "data", torch.arange(2.0 * len(p))[::2]),
 }
 
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_moved_parameter_raises_with_its_name(move, steps, backend):
+def test_other_memory_is_taken_over_into_the_buffer(move, steps, backend):
+    """As of wrappers that restore a copy, for sharpness-aware minimization."""
+    params = parameters((5,), (64,))
+    flat = FusedRAdam(copies(params), backend=backend, flatten=True)
+    plain = FusedRAdam(copies(params), backend="cpu")
+    for optimizer in (flat, plain):
+        train(optimizer, gradients(params, steps))
+        move(optimizer.param_groups[0]["params"][1])
+        train(optimizer, gradients(params, 7))
+    assert_same_run(flat, plain)
+    flat.flat_buffers[0].check()
+
+
+LEAVES = {
+    "half": (lambda p: setattr(p, "data", p.detach().half()), "torch.float16"),
+    "resized": (lambda p: setattr(p, "data", torch.ones(7)), r"shape \(7,\)"),
+    "shared": (lambda p: p.share_memory_(), "in shared memory"),
+}
+
+
+@pytest.mark.parametrize(("leave", "what"), LEAVES.values(), ids=LEAVES)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_parameter_that_cannot_return_raises_with_its_name(leave, what, steps, backend):
     params = parameters((5,), (64,))
     named = [("first", params[0]), ("second", params[1])]
     optimizer = FusedRAdam(named, backend=backend, flatten=True)
     train(optimizer, gradients(params, steps))
-    move(params[1])
+    leave(params[1])
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != params[1].shape and len(state[name]) > 5:
+                state[name] = torch.zeros_like(params[1])
     for p in params:
         p.grad = torch.ones_like(p)
     before = [p.detach().clone() for p in params]
-    with pytest.raises(ValueError, match="parameter 'second' no longer lies in its flat buffer"):
+    message = f"parameter 'second' cannot return to its flat buffer: it has become .*{what}"
+    with pytest.raises(ValueError, match=message):
         optimizer.step()
     for p, was in zip(params, before, strict=True):
         assert_same_bits(p.detach(), was)
 
 
-def test_a_late_parameter_outside_of_its_buffer_raises():
-    params = parameters((5,), (64,))
-    optimizer = FusedRAdam([("first", params[0]), ("second", params[1])], flatten=True)
-    params[0].grad = torch.ones(5)
-    optimizer.step()
-    params[1].data = params[1].detach().clone()
-    params[1].grad = torch.ones(64)
-    before = params[0].detach().clone()
-    with pytest.raises(ValueError, match="parameter 'second' no longer lies in its flat buffer"):
+def train_groups(optimizer, steps, seed=1):
+    """Train the parameters of all groups, with the same gradients for the same shapes."""
+    for t in range(steps):
+        for group in optimizer.param_groups:
+            for p in filter(lambda p: p.requires_grad, group["params"]):
+                draw = torch.Generator().manual_seed(1000 * seed + 100 * t + p.numel())
+                p.grad = torch.randn(p.shape, generator=draw)
         optimizer.step()
-    assert_same_bits(params[0].detach(), before)
 
 
-def test_reordered_groups_keep_their_buffers_and_a_new_parameter_raises(backend):
+def reverse(optimizer):
+    optimizer.param_groups.reverse()
+
+
+def pop(optimizer):
+    optimizer.param_groups.pop(0)
+
+
+def merge(optimizer):
+    optimizer.param_groups[0]["params"] += optimizer.param_groups.pop(1)["params"]
+
+
+def append(optimizer):
+    optimizer.param_groups[0]["params"].append(parameters((11,), seed=3)[0])
+
+
+def replace(optimizer):
+    optimizer.param_groups[1]["params"][0] = parameters((13,), seed=4)[0]
+
+
+def freeze_and_free(optimizer):
+    p = optimizer.param_groups[0]["params"][0].requires_grad_(False)
+    p.grad, p.data = None, torch.empty(0)
+
+
+def freeze_and_cast(optimizer):
+    p = optimizer.param_groups[0]["params"][0].requires_grad_(False)
+    p.grad, p.data = None, p.detach().half()
+
+
+CHANGES = [reverse, pop, merge, append, replace, freeze_and_free, freeze_and_cast]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_buffers_follow_changes_of_the_groups(change, backend):
+    params = parameters((5,), (64,), (7,))
+
+    def run(**options):
+        groups = [{"params": [p], "lr": 10.0 ** -(1 + i)} for i, p in enumerate(copies(params))]
+        optimizer = FusedRAdam(groups, **options)
+        train_groups(optimizer, 2)
+        change(optimizer)
+        train_groups(optimizer, 7, seed=2)
+        return optimizer
+
+    flat, plain = run(backend=backend, flatten=True), run(backend="cpu")
+    assert_same_run(flat, plain)
+    assert_same_run(copy.deepcopy(flat), plain)
+
+
+def test_a_shallow_copy_leaves_the_original_alone(backend):
     params = parameters((5,), (64,))
-    flat = FusedRAdam([{"params": [p]} for p in params], backend=backend, flatten=True)
-    train(flat, gradients(params, 2))
-    flat.param_groups.reverse()
-    train(flat, [list(reversed(grads)) for grads in gradients(params, 2)])
-    flat.param_groups.pop(0)
-    train(flat, [grads[:1] for grads in gradients(params, 2)])
-    flat.param_groups[0]["params"][0] = torch.nn.Parameter(torch.ones(5))
-    with pytest.raises(ValueError, match="parameter 0 of group 0 lies in no flat buffer"):
-        train(flat, [[torch.ones(5)]])
+    flat = FusedRAdam(copies(params), backend=backend, flatten=True)
+    plain = FusedRAdam(copies(params), backend="cpu")
+    train_groups(flat, 2)
+    train_groups(plain, 2)
+    twin = copy.copy(flat)
+    assert twin.flat_buffers is flat.flat_buffers
+    for p, q in zip(flat.param_groups[0]["params"], twin.param_groups[0]["params"], strict=True):
+        assert p is q
+    flat.flat_buffers[0].check()
+    for optimizer in (flat, twin):
+        train_groups(optimizer, 3)
+        train_groups(plain, 3)
+    assert_same_run(flat, plain)
+
+
+def test_every_flat_parameter_has_a_storage_of_its_own_size():
+    """Savers take tensors with one storage for tied weights; pickle writes whole storages."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 2))
+    optimizer = FusedRAdam(model.parameters(), flatten=True)
+    optimizer.flat_buffers[0].flatten_gradients()
+    model(torch.ones(3, 8)).sum().backward()
+    optimizer.step()
+    tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
+    tensors += [s[key] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    assert len({storage.data_ptr() for storage in storages}) == len(tensors)
+    for tensor, storage in zip(tensors, storages, strict=True):
+        assert storage.nbytes() == tensor.numel() * tensor.element_size()
+    whole, head = io.BytesIO(), io.BytesIO()
+    torch.save(model.state_dict(), whole)
+    torch.save(model[1].state_dict(), head)
+    assert head.tell() < whole.tell() - 8 * 64 * 4
+
+
+def test_parameters_that_cannot_move_stay_outside_of_the_buffers(backend):
+    def make(**options):
+        base = torch.arange(24.0).reshape(4, 6)
+        shared = torch.arange(5.0).share_memory_()
+        weights = [base[:, :3], torch.ones(5), shared, torch.ones(4, dtype=torch.uint8)]
+        params = [torch.nn.Parameter(w, requires_grad=w.is_floating_point()) for w in weights]
+        return FusedRAdam([*params, torch.nn.UninitializedParameter()], **options), params, shared
+
+    flat, params, shared = make(backend=backend, flatten=True)
+    [buffer] = flat.flat_buffers[0].buffers
+    assert [slot.param is params[1] for slot in buffer.slots] == [True]
+    plain, others, _ = make(backend="cpu")
+    for ours, theirs in zip(params[:3], others[:3], strict=True):
+        ours.grad, theirs.grad = torch.full_like(ours, 0.5), torch.full_like(theirs, 0.5)
+    for optimizer in (flat, plain):
+        for _ in range(7):
+            optimizer.step()
+    for ours, theirs in zip(params, others, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(shared, params[2])
 
 
 def test_a_replaced_moment_moves_into_its_buffer(backend):
@@ -283,10 +401,6 @@ def test_parameters_that_cannot_be_flattened_raise_and_stay_unchanged():
         FlatGroup([one, other])
     with pytest.raises(TypeError, match="without its own memory"):
         FlatGroup([torch.nn.Parameter(torch.empty(3, device="meta"))])
-    optimizer = FusedRAdam(parameters((3,)), flatten=True)
-    with pytest.raises(ValueError, match="is not dense"):
-        optimizer.add_param_group({"params": [gaps]})
-    assert len(optimizer.param_groups) == len(optimizer.flat_buffers) == 1
 
 
 def test_groups_have_their_own_buffers(backend):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam
-from radam_fused.options import COEFFICIENTS, DEFAULTS, OPTION_NAMES
+from radam_fused.options import COEFFICIENTS, OPTION_NAMES, RADAM
 from radam_fused.rectification import coefficients
 
 from .harness.helpers import OPTIONS, assert_same_bits, copies, gradients, parameters
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The CUDA Graph is empty"),
 ]
 
-FLAGS = [name for name in COEFFICIENTS if isinstance(DEFAULTS[name], bool)]
+FLAGS = [name for name in COEFFICIENTS if isinstance(RADAM.defaults[name], bool)]
 
 
 def drawn_options(draw):
@@ -266,8 +266,11 @@ def test_a_capturable_checkpoint_keeps_its_counters_on_the_device(device_backend
 
 
 def test_capturable_needs_a_backend_that_counts_on_the_device():
+    [p] = parameters((2,))
+    optimizer = FusedRAdam([p], capturable=True)
+    p.grad = torch.ones(2)
     with pytest.raises(RuntimeError, match=r"no backend can step parameter 0 of group 0: cuda: "):
-        FusedRAdam(parameters((2,)), capturable=True)
+        optimizer.step()
     with pytest.raises(RuntimeError, match=r"'cpu' cannot step .* capturable=True needs a backend"):
         FusedRAdam(parameters((2,)), capturable=True, backend="cpu")
 

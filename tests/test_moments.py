@@ -32,7 +32,7 @@ def test_a_small_gradient_after_a_large_one_is_kept(beta, backend):
     true_m = (1 - beta) * (beta * first + second)
     true_v = (1 - beta) * (beta * first**2 + second**2)
     # The difference of beta and its float32 value, and a few roundings of the larger term.
-    np.testing.assert_allclose(m, true_m, rtol=1e-6, atol=1e-7 if 0.1 < beta else 1e-13)
+    np.testing.assert_allclose(m, true_m, rtol=1e-6, atol=1e-7 if beta > 0.1 else 1e-13)
     np.testing.assert_allclose(v, true_v, rtol=1e-6)
 
 

@@ -22,14 +22,14 @@ def test_the_signature_has_every_option_with_its_default():
     signature = inspect.signature(FusedRAdam).parameters
     ours = {"params", "flatten", "backend"}
     assert {name: p.default for name, p in signature.items() if name not in ours} == (
-        options.DEFAULTS
+        options.RADAM.defaults
     )
 
 
 def test_the_functional_form_takes_every_option_of_the_coefficients():
     signature = inspect.signature(radam_step_).parameters
-    defaults = {name: p.default for name, p in signature.items() if name in options.DEFAULTS}
-    assert defaults == {name: options.DEFAULTS[name] for name in options.COEFFICIENTS}
+    defaults = {name: p.default for name, p in signature.items() if name in options.RADAM.defaults}
+    assert defaults == {name: options.RADAM.defaults[name] for name in options.COEFFICIENTS}
 
 
 def test_the_coefficients_take_every_option_that_feeds_them():
@@ -64,10 +64,10 @@ class TestGroupOptions:
     """The reader of the options of all groups."""
 
     def reader(self):
-        return radam_fused.backends.new_numbers()
+        return radam_fused.backends.new_numbers(options.RADAM)
 
     def group(self, **given):
-        return {"params": [], **options.group_defaults({**options.DEFAULTS, **given})}
+        return {"params": [], **options.RADAM.group_defaults({**options.RADAM.defaults, **given})}
 
     def test_only_groups_that_changed_are_reported(self):
         groups, reader = [self.group(), self.group(lr=0.1)], self.reader()

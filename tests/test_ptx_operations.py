@@ -234,6 +234,17 @@ def test_comparisons_of_floats(name, ty):
         assert result == expected, (a, b)
 
 
+@pytest.mark.parametrize("ty", ["f32", "f64"])
+def test_the_smaller_of_two_floats(ty):
+    nan, infinity = float("nan"), float("inf")
+    pairs = [(1.0, 2.0), (2.0, 1.0), (-0.0, 0.0), (0.0, -0.0), (-infinity, 1.0), (nan, 1.0)]
+    pairs += [(1.0, nan), (nan, nan)]
+    got = apply(f"min.{ty}", *np.array(pairs, DTYPES[ty]).T)
+    expected = np.array([1.0, 1.0, -0.0, -0.0, -infinity, 1.0, 1.0, nan], DTYPES[ty])
+    np.testing.assert_array_equal(got, expected)
+    assert (np.signbit(got) == np.signbit(expected))[:-1].all()
+
+
 NARROW = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -6,18 +6,32 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import cpu, cuda, eager, triton
-from .launches import Kind, Launch, Place, Step, is_capturing, new_numbers
+from .launches import (
+    Groups,
+    Kind,
+    Launch,
+    Place,
+    Step,
+    is_capturing,
+    name_of,
+    new_numbers,
+    params_of,
+)
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "Groups",
     "Kind",
     "Launch",
     "Place",
     "Step",
     "check_name",
+    "check_options",
     "is_capturing",
+    "name_of",
     "new_numbers",
+    "params_of",
     "select",
 ]
 
@@ -79,14 +93,24 @@ def check_name(name: str) -> None:
         raise RuntimeError(f"backend={name!r} is not available: {reason}")
 
 
-def _unsupported(
-    backend: Backend, param: Tensor, differentiable: bool, capturable: bool
-) -> str | None:
+def _excludes(backend: Backend, differentiable: bool, capturable: bool) -> str | None:
     if differentiable and backend.name != "eager":
         return "differentiable=True needs the eager backend"
     if capturable and not backend.supports_capturable:
         return "capturable=True needs a backend that counts steps on the device"
-    return backend.unsupported(param)
+    return None
+
+
+def check_options(name: str, differentiable: bool, capturable: bool) -> None:
+    """Check that a backend can step with the options of a group, whatever its parameters.
+
+    Raises:
+        RuntimeError: The named backend cannot; the message says why.
+    """
+    if name != "auto":
+        reason = _excludes(BACKENDS[name], differentiable, capturable)
+        if reason is not None:
+            raise RuntimeError(f"backend={name!r} cannot step a group: {reason}")
 
 
 def select(
@@ -109,7 +133,11 @@ def select(
     automatic = (backend for backend in BACKENDS.values() if not backend.only_by_name())
     for backend in automatic if name == "auto" else (BACKENDS[name],):
         # In this order, because unavailable() initialises CUDA.
-        reason = _unsupported(backend, param, differentiable, capturable) or backend.unavailable()
+        reason = (
+            _excludes(backend, differentiable, capturable)
+            or backend.unsupported(param)
+            or backend.unavailable()
+        )
         if reason is None:
             return backend
         reasons[backend.name] = reason

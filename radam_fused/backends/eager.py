@@ -1,6 +1,6 @@
 """The eager backend: the update in PyTorch operations, for any device, differentiable."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -8,10 +8,19 @@ import torch
 from torch import Tensor
 
 from ..flat import Slot
-from ..options import coefficient_arguments
+from ..overlap import extent
 from ..rectification import Coefficients, Update, coefficients
-from ..state import State, arithmetic_dtype, check_grad, check_state
-from .launches import Kind, Place, Step
+from ..state import (
+    State,
+    arithmetic_dtype,
+    check_count,
+    check_grad,
+    check_param,
+    check_state,
+    has_own_memory,
+    is_dense,
+)
+from .launches import Groups, Kind, Place, Step, name_of, params_of
 
 # Below it, the residual of a float64 root would underflow; scaled by _SCALE, nothing overflows.
 _TINY = 2.0**-900
@@ -91,7 +100,9 @@ def update_(
         if max_exp_avg_sq is not None:
             max_exp_avg_sq = torch.view_as_real(max_exp_avg_sq)
     dtype = arithmetic_dtype(param)
-    p, m, v = param.to(dtype), exp_avg.to(dtype), exp_avg_sq.to(dtype)
+    # autograd keeps operands, which must not be the tensors that the step writes.
+    copies = torch.is_grad_enabled()
+    p, m, v = (tensor.to(dtype, copy=copies) for tensor in (param, exp_avg, exp_avg_sq))
 
     g = grad.to(dtype) * c.grad_mul
     if c.l2 != 0:
@@ -102,7 +113,9 @@ def update_(
     keep, drop, w = _weights(c.one_minus_beta2, dtype)
     # g w comes first: g g would overflow earlier.
     v = v * keep + (g * (g * w) - v * (drop * w))
-    s = v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
+    s = v
+    if max_exp_avg_sq is not None:
+        s = torch.maximum(max_exp_avg_sq.to(dtype, copy=copies), v)
     if c.update is Update.RECTIFIED:
         p = p - (m * c.step_size) / (sqrt_rn(s) + c.eps)
     elif c.update is Update.MOMENTUM:
@@ -128,11 +141,13 @@ class EagerLaunch:
         self.kind = kind
         self._rows: list[tuple[Place, Slot | None]] = []
         self._misfit: tuple[Place, str] = (0, 0), ""
+        self._addresses: list[int] = []
+        self._has_moved = False
         self.release()
 
     def release(self) -> None:
         """See Launch.release."""
-        self._found: list[tuple[int, Tensor, Tensor, State]] = []
+        self._found: list[tuple[Place, Tensor, Tensor, State]] = []
         self._coefficients: list[Coefficients] = []
 
     def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
@@ -143,11 +158,11 @@ class EagerLaunch:
         """See Launch.misfit."""
         return self._misfit
 
-    def read(self, groups: list[dict[str, Any]], states: dict[Tensor, Any]) -> bool:
+    def read(self, groups: Groups, states: Mapping[Tensor, Any]) -> bool:
         """See Launch.read."""
         self.release()
         for (group, index), slot in self._rows:
-            params = groups[group]["params"] if group < len(groups) else ()
+            params = params_of(groups[group]) if group < len(groups) else ()
             self._misfit = (group, index), "param"
             if index >= len(params) or (slot is not None and not slot.holds(params[index])):
                 return False
@@ -156,17 +171,40 @@ class EagerLaunch:
                 continue
             state = states.get(param, {})
             try:
+                check_param(param, "")
                 check_grad(param, param.grad, "")
                 check_state(param, state, "")
-            except (KeyError, RuntimeError, ValueError):
+            except (KeyError, RuntimeError, TypeError, ValueError):
                 return False
             if not isinstance(state["step"], Tensor):
                 return False
             if param.dtype != self.kind.param or not set(self.kind.state) <= set(state):
                 return False
-            self._found.append((group, param, param.grad, state))
+            self._found.append(((group, index), param, param.grad, state))
         self._misfit = (0, 0), ""
+        addresses = [tensor.data_ptr() for *_, tensor in self._written()]
+        self._has_moved = addresses != self._addresses
+        self._addresses = addresses
         return True
+
+    def _written(self) -> Iterator[tuple[Place, str, Tensor]]:
+        for place, param, _, state in self._found:
+            moments = ((name, state[name]) for name in self.kind.state if name != "step")
+            for name, tensor in (("param", param), *moments):
+                if has_own_memory(tensor) and not tensor.is_meta and tensor.numel() > 0:
+                    yield place, name, tensor
+
+    def has_moved(self) -> bool:
+        """See Launch.has_moved."""
+        return self._has_moved
+
+    def written_ranges(self) -> list[tuple[Place, str, int, int]]:
+        """See Launch.written_ranges."""
+        ranges = []
+        for place, name, tensor in self._written():
+            first, end = extent(tensor, name)[1:3] if is_dense(tensor) else (0, 0)
+            ranges.append((place, name, first, end))
+        return ranges
 
     def compute(self, step: Step) -> None:
         """See Launch.compute."""
@@ -174,10 +212,12 @@ class EagerLaunch:
             self._found = []
         scale = 1.0 if step.host_scale is None else step.host_scale
         known: dict[tuple[int, float], Coefficients] = {}
-        for group, *_, state in self._found:
-            key = group, float(state["step"]) + 1
+        for place, *_, state in self._found:
+            count = float(state["step"])
+            check_count(count, name_of(step.groups, place))
+            key = place[0], count + 1
             if key not in known:
-                arguments = coefficient_arguments(step.groups[group])
+                arguments = step.options.coefficient_arguments(step.groups[place[0]])
                 known[key] = coefficients(key[1], **arguments, grad_scale=scale)
             self._coefficients.append(known[key])
 

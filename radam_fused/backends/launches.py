@@ -1,6 +1,6 @@
 """The interface of a launch, and the base of launches that pass addresses to kernels."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -10,9 +10,23 @@ from torch import Tensor
 
 from ..extension import _C
 from ..flat import Slot
-from ..options import COEFFICIENTS, DEFAULTS, OURS, PLAN
+from ..options import COEFFICIENTS, PLAN, OptionSet
 
 Place = tuple[int, int]  # index of a group, index of a parameter in it
+Groups = Sequence[dict[str, Any]]
+
+
+def params_of(group: Mapping[str, Any]) -> Sequence[Tensor]:
+    """The parameters of a group, which can be any iterable."""
+    params = group["params"]
+    return params if isinstance(params, list | tuple) else list(params)
+
+
+def name_of(groups: Groups, place: Place) -> str:
+    """The name of a parameter in error messages."""
+    index, i = place
+    names = groups[index].get("param_names", ())
+    return f"parameter {names[i]!r}" if i < len(names) else f"parameter {i} of group {index}"
 
 
 class Kind(NamedTuple):
@@ -42,7 +56,8 @@ class Step:
 
     Args:
         groups: The parameter groups.
-        numbers: Their options as numbers (:func:`new_numbers`).
+        options: The options of the optimizer's class.
+        numbers: The options of the groups as numbers (:func:`new_numbers`).
         grad_scale: Tensor of one element, the scale that the gradients were multiplied by; or None.
         found_inf: Tensor of one element, nonzero if a gradient overflowed: the step is then
             skipped; or None.
@@ -51,13 +66,15 @@ class Step:
 
     def __init__(
         self,
-        groups: list[dict[str, Any]],
+        groups: Groups,
+        options: OptionSet,
         numbers: Any,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         capturing: bool = False,
     ) -> None:
         self.groups = groups
+        self.options = options
         self.numbers = numbers
         self.grad_scale = grad_scale
         # A scaler that has seen no gradient sets the number 0 instead of a tensor.
@@ -91,7 +108,7 @@ class Launch(Protocol):
             slot: Its slot in a flat buffer, which it must not leave; or None.
         """
 
-    def read(self, groups: list[dict[str, Any]], states: dict[Tensor, Any]) -> bool:
+    def read(self, groups: Groups, states: Mapping[Tensor, Any]) -> bool:
         """Read the tensors of every parameter that has a gradient. Writes nothing.
 
         Args:
@@ -104,6 +121,17 @@ class Launch(Protocol):
 
     def misfit(self) -> tuple[Place, str]:
         """The place of the parameter that :meth:`read` rejected, and the name of its tensor."""
+
+    def has_moved(self) -> bool:
+        """Whether a tensor that the step writes lies at another address than at the last step."""
+
+    def written_ranges(self) -> list[tuple[Place, str, int, int]]:
+        """The memory that the step writes.
+
+        Returns:
+            The place, the name of the tensor, its first address and its end; 0 and 0 if it has
+            gaps.
+        """
 
     def compute(self, step: Step) -> None:
         """Compute the coefficients, or the options for the device. Writes no tensor."""
@@ -131,6 +159,8 @@ class TableLaunch:
         self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device)
         self.read = self.table.read
         self.misfit = self.table.misfit
+        self.has_moved = self.table.has_moved
+        self.written_ranges = self.table.written_ranges
         self.release = self.table.release
 
     def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
@@ -184,12 +214,13 @@ def as_current(device: torch.device) -> AbstractContextManager[object]:
     return guard
 
 
-def new_numbers() -> Any:
+def new_numbers(options: OptionSet) -> Any:
     """A reader of the options of all groups as numbers; None without the extension."""
     if _C is None:
         return None
-    numeric = (*COEFFICIENTS, *PLAN)
-    return _C.GroupOptions({name: DEFAULTS[name] for name in OURS if name in numeric}, PLAN)
+    numeric = {*COEFFICIENTS, *PLAN}
+    defaults = {name: options.defaults[name] for name in options.ours if name in numeric}
+    return _C.GroupOptions(defaults, PLAN)
 
 
 class Workspace:

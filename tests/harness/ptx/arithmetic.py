@@ -18,6 +18,13 @@ def canonical(x):
     return x
 
 
+def smaller(a, b):
+    """The smaller number; -0 is smaller than 0, and a NaN counts as no number."""
+    a, b = np.broadcast_arrays(a, b)
+    takes_a = (a < b) | ((a == b) & np.signbit(a)) | (b != b)
+    return np.where(takes_a, a, b)
+
+
 def to_int64(x):
     """Convert with rounding towards zero and saturation; NaN becomes the lowest value."""
     x = x.astype(np.float64)

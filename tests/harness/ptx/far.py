@@ -5,7 +5,7 @@ import torch
 
 from radam_fused import radam_step_
 from radam_fused.options import COEFFICIENTS as OPTIONS
-from radam_fused.options import DEFAULTS
+from radam_fused.options import RADAM
 from radam_fused.rectification import coefficients
 
 from ..helpers import assert_same_bits
@@ -55,7 +55,7 @@ def assert_same_far(backend, dtypes, amsgrad, sizes, blocks, draw, in_memory=Tru
     """
     roles = _roles(dtypes, amsgrad)
     segments, grid = _segments(sizes, roles, draw)
-    options = {name: DEFAULTS[name] for name in OPTIONS} | {"lr": 0.01, "weight_decay": 0.1}
+    options = {name: RADAM.defaults[name] for name in OPTIONS} | {"lr": 0.01, "weight_decay": 0.1}
     taken = [5 * row for row in range(max(row for _, row in sizes) + 1)]
     rows = [(*coefficients(count + 1, **options), 0) for count in taken]
     memory, windows = Memory(), []

@@ -18,6 +18,7 @@ from .arithmetic import (
     permute_bytes,
     shift_left,
     shift_right,
+    smaller,
     to_bf16,
     to_f16,
     to_int64,
@@ -94,6 +95,7 @@ for _t in ("f32", "f64"):
     for _name, _function in _FLOATS.items():
         _add(f"{_name}.rn.{_t}", _t, f"{_t} {_t}", _rounded(_function, _t))
     _add(f"sqrt.rn.{_t}", _t, _t, _rounded(np.sqrt, _t))
+    _add(f"min.{_t}", _t, f"{_t} {_t}", _rounded(smaller, _t))
     for _name, _function in _ORDERED.items():
         _add(f"setp.{_name}.{_t}", "pred", f"{_t} {_t}", _function)
     for _name, _opposite in _OPPOSITES.items():

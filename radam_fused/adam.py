@@ -1,0 +1,125 @@
+"""FusedAdam and FusedAdamW: the step without rectification."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import FusedOptimizer
+from .options import ADAM, ADAMW, documents
+
+__all__ = ["FusedAdam", "FusedAdamW"]
+
+
+@documents()
+class FusedAdam(FusedOptimizer):
+    """Adam in one pass over parameters, gradients and moments.
+
+    A drop-in replacement for :class:`torch.optim.Adam`, with the same arguments in the same order,
+    the same state keys, and state_dicts that load in both directions. The update is Algorithm 1 of
+    Kingma and Ba, "Adam: A Method for Stochastic Optimization" (arXiv 1412.6980), with the kernels,
+    the dtypes and the state of :class:`FusedRAdam`, and without its rectification. With amsgrad,
+    the maximum is that of the second moment before its bias correction, as in torch.
+
+    Args:
+        params: Parameters, named parameters or parameter groups.
+        {options}
+        flatten: See :class:`FusedRAdam`.
+        backend: See :class:`FusedRAdam`.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range, or the backend does not exist.
+        RuntimeError: The named backend is unavailable, or cannot step with the options.
+    """
+
+    _options = ADAM
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        moments_in_param_dtype: bool = False,
+        flatten: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        self._construct(params, locals(), flatten, backend)
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params_with_grad: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        state_steps: list[Tensor],
+    ) -> bool:
+        """As in torch.optim.Adam: completes states, and appends to each list."""
+        found = self._with_state(group)
+        for param, grad, state in found:
+            params_with_grad.append(param)
+            grads.append(grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            if group["amsgrad"]:
+                max_exp_avg_sqs.append(state["max_exp_avg_sq"])
+            state_steps.append(state["step"])
+        return any(param.is_complex() for param, *_ in found)
+
+
+@documents()
+class FusedAdamW(FusedAdam):
+    """AdamW in one pass over parameters, gradients and moments.
+
+    A drop-in replacement for :class:`torch.optim.AdamW`: :class:`FusedAdam` with decoupled weight
+    decay (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101).
+
+    Args:
+        params: Parameters, named parameters or parameter groups.
+        {options}
+        flatten: See :class:`FusedRAdam`.
+        backend: See :class:`FusedRAdam`.
+
+    Raises:
+        ValueError: A hyper-parameter is out of range, or the backend does not exist.
+        RuntimeError: The named backend is unavailable, or cannot step with the options.
+    """
+
+    _options = ADAMW
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        moments_in_param_dtype: bool = False,
+        flatten: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        values = {**locals(), "decoupled_weight_decay": True}
+        self._construct(params, values, flatten, backend)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True

@@ -1,0 +1,230 @@
+"""The creation of state tensors, and their moves to other devices, dtypes and memory orders."""
+
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from .extension import _C
+from .options import Group, OptionSet
+from .state import (
+    CPU,
+    MOMENTS,
+    STATE,
+    State,
+    arithmetic_dtype,
+    counter_dtype,
+    has_own_memory,
+    is_dense,
+    is_narrow,
+    needed,
+)
+
+# Small moments share blocks of memory, and so do step counters: a step then reads memory in order.
+# A block is freed with the last tensor in it.
+SMALL = 65536  # elements of the largest small moment
+ARENA = 1024 * 1024  # bytes per block
+LINE = 256  # bytes; each moment begins at a multiple
+
+
+class New(NamedTuple):
+    """A parameter whose state may lack tensors.
+
+    Attributes:
+        param: The parameter.
+        state: Its state.
+        names: Names of the tensors that the state needs.
+        counter_device: Device of the step counter.
+        counter_dtype: Dtype of the step counter.
+        moments_in_param_dtype: Whether new moments have the parameter's dtype.
+    """
+
+    param: Tensor
+    state: State
+    names: tuple[str, ...]
+    counter_device: torch.device
+    counter_dtype: torch.dtype
+    moments_in_param_dtype: bool
+
+    def moment_dtype(self) -> torch.dtype:
+        """The dtype of new moments: the dtype of existing moments, if there are any."""
+        if "exp_avg" in self.state:
+            dtype: torch.dtype = self.state["exp_avg"].dtype
+            return dtype
+        return self.param.dtype if self.moments_in_param_dtype else arithmetic_dtype(self.param)
+
+
+def new(param: Tensor, state: State, group: Group, options: OptionSet) -> New:
+    """What the state of a parameter needs under the options of its group."""
+    return New(
+        param,
+        state,
+        needed(group, options),
+        param.device if options.counts_on_device(group) else CPU,
+        counter_dtype(bool(options.get(group, "fused"))),
+        bool(options.get(group, "moments_in_param_dtype")),
+    )
+
+
+def complete_states(new: Sequence[New]) -> None:
+    """Add the tensors that states lack.
+
+    A new moment is zero and has the shape, device and, if the parameter is dense, memory order of
+    the parameter. Each tensor has its own storage.
+    """
+    lacking = [member for member in new if not all(name in member.state for name in member.names)]
+    small = [_is_small(member.param) for member in lacking]
+    for field in STATE:
+        wanted = [
+            (member, is_small)
+            for member, is_small in zip(lacking, small, strict=True)
+            if field.name in member.names and field.name not in member.state
+        ]
+        if field.is_moment:
+            _add_moments(field.name, wanted)
+        else:
+            _add_counters([member for member, _ in wanted])
+
+
+def _is_small(param: Tensor) -> bool:
+    """Whether new moments of a parameter go into a shared block of memory."""
+    return (
+        _C is not None
+        and param.numel() <= SMALL
+        and has_own_memory(param)
+        and not param.is_meta
+        and (param.is_contiguous() or is_dense(param))
+    )
+
+
+def _add_counters(members: Sequence[New]) -> None:
+    by_kind = defaultdict(list)
+    for member in members:
+        by_kind[member.counter_device, member.counter_dtype].append(member)
+    for (device, dtype), alike in by_kind.items():
+        steps = torch.zeros(len(alike), dtype=dtype, device=device)
+        for member, step in zip(alike, _numbers_of(steps), strict=True):
+            member.state["step"] = step
+
+
+def _numbers_of(tensor: Tensor) -> list[Tensor]:
+    """The elements of a new 1-d tensor, as 0-d tensors with a storage of their own."""
+    if _C is not None and has_own_memory(tensor) and not tensor.is_meta:
+        return [_C.slice_of(tensor, i, [], []) for i in range(len(tensor))]
+    # A fake tensor knows its value only as a new number.
+    if isinstance(tensor, FakeTensor):
+        return [
+            torch.tensor(0.0, dtype=tensor.dtype, device=tensor.device) for _ in range(len(tensor))
+        ]
+    return [tensor[i].clone() for i in range(len(tensor))]
+
+
+def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
+    small = defaultdict(list)
+    for member, is_small in new:
+        param, dtype = member.param, member.moment_dtype()
+        if is_small:
+            small[param.device, dtype].append(member)
+        else:
+            member.state[name] = torch.zeros_like(
+                param, dtype=dtype, memory_format=torch.preserve_format
+            )
+    for (device, dtype), members in small.items():
+        sizes = [-(-m.param.numel() * dtype.itemsize // LINE) * LINE for m in members]
+        ends = list(accumulate(sizes))
+        first = 0  # first member of a block
+        while first < len(members):
+            start = ends[first] - sizes[first]
+            end = bisect(ends, start + ARENA)
+            arena = torch.zeros(
+                (ends[end - 1] - start) // dtype.itemsize, dtype=dtype, device=device
+            )
+            for i in range(first, end):
+                param = members[i].param
+                offset = (ends[i] - sizes[i] - start) // dtype.itemsize
+                members[i].state[name] = _C.slice_of(arena, offset, param.shape, param.stride())
+            first = end
+
+
+def move_counters(counters: Iterable[tuple[State, torch.device, torch.dtype]]) -> None:
+    """Move step counters to devices, in one copy a device.
+
+    A tensor stays the same object; a number becomes a tensor.
+
+    Args:
+        counters: States, each with the device that its counter belongs to, and the dtype of a
+            counter that is a number or has a dtype other than float32 and float64.
+    """
+    moving = defaultdict(list)
+    for state, device, dtype in counters:
+        step = state["step"]
+        if not isinstance(step, Tensor):
+            step = state["step"] = torch.tensor(float(step), dtype=dtype)
+        kept = step.dtype if step.dtype in (torch.float32, torch.float64) else dtype
+        if step.device != device or step.dtype != kept:
+            moving[step.device, step.dtype, device, kept].append(step)
+    for (*_, device, dtype), steps in moving.items():
+        moved = torch.stack([step.detach().reshape(()) for step in steps]).to(device, dtype)
+        for step, number in zip(steps, _numbers_of(moved), strict=True):
+            step.data = number
+
+
+def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
+    """Convert moments to the parameter's memory order; a checkpoint can have another one.
+
+    Each moment stays the same object.
+    """
+    stride = param.stride()
+    expected: tuple[int, ...] | None = None
+    for name in names:
+        moment = state[name]
+        is_lazy = moment.is_complex() and moment.is_conj()
+        if moment.stride() == stride and not is_lazy:
+            continue
+        if expected is None:
+            expected = torch.empty_like(param, device="meta").stride()
+        strides = zip(moment.shape, moment.stride(), expected, strict=True)
+        # A dimension of size 1 can have any stride.
+        if is_lazy or any(n > 1 and a != b for n, a, b in strides):
+            moved = torch.empty_like(param, dtype=moment.dtype)
+            moment.data = moved.copy_(moment)
+
+
+def restore_loaded(
+    groups: Sequence[dict[str, Any]], states: dict[Tensor, Any], state_dict: dict[str, Any]
+) -> None:
+    """Undo two effects of torch's load_state_dict on a state.
+
+    torch casts the moments of 16-bit parameters to the parameter's dtype. It also shares the step
+    counters with the state_dict, so that the optimizer it came from would go on changing them.
+
+    Args:
+        groups: The parameter groups, after loading.
+        states: The state, after loading.
+        state_dict: The state_dict that was loaded.
+    """
+    shared = defaultdict(list)
+    for group, saved_group in zip(groups, state_dict["param_groups"], strict=True):
+        for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
+            saved = state_dict["state"].get(saved_id, {})
+            state = states.get(param, {})
+            step = state.get("step")
+            if isinstance(step, Tensor) and step is saved.get("step") and step.numel() == 1:
+                dtype = step.dtype if step.dtype.itemsize >= 4 else counter_dtype()
+                shared[step.device, step.dtype, dtype].append(state)
+            if not is_narrow(param):
+                continue
+            for key in MOMENTS:
+                if key in saved:
+                    dtype = saved[key].dtype
+                    kept = dtype if dtype == param.dtype else arithmetic_dtype(param)
+                    state[key] = saved[key].to(device=param.device, dtype=kept)
+    for (*_, dtype), alike in shared.items():
+        steps = torch.stack([state["step"].reshape(()) for state in alike]).to(dtype)
+        for state, number in zip(alike, _numbers_of(steps), strict=True):
+            state["step"] = number

@@ -1,0 +1,333 @@
+"""The machinery of the optimizers: construction, parameter groups, state_dict and step."""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, overload
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, StateDict
+
+from . import backends
+from .allocation import complete_states, move_counters, new, restore_loaded
+from .backends import Groups, name_of, params_of
+from .flat import FlatGroup, movable
+from .options import OptionSet, warn_user
+from .plan import Plan
+from .scaling import ForOneStep
+from .state import State
+
+# Only one thread at a time may step an optimizer: Python can switch threads while a step is
+# planned, and a kernel runs without the GIL. A process forked during a step would inherit the lock.
+_LOCKED: "WeakSet[FusedOptimizer]" = WeakSet()
+
+
+def _new_lock(optimizer: "FusedOptimizer") -> threading.Lock:
+    _LOCKED.add(optimizer)
+    return threading.Lock()
+
+
+def _unlock_all() -> None:
+    for optimizer in _LOCKED:
+        optimizer._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_all)
+
+# torch 2.11 renamed this method.
+_check_graph_capture: Callable[[Optimizer], None] = getattr(
+    Optimizer, "_accelerator_graph_capture_health_check", None
+) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
+
+# The place of the step counters, which the constructor decides.
+_FIXED = ("capturable", "fused")
+
+
+class FusedOptimizer(Optimizer):
+    """An optimizer whose step is one pass over parameters, gradients and moments.
+
+    A subclass declares its options, and calls :meth:`_construct`.
+    """
+
+    _options: ClassVar[OptionSet]
+
+    backend: str
+    flatten: bool
+    flat_buffers: list[FlatGroup]
+
+    # Set by a gradient scaler before a step, if _step_supports_amp_scaling.
+    grad_scale = ForOneStep()
+    found_inf = ForOneStep()
+
+    def _construct(
+        self, params: ParamsT, values: dict[str, Any], flatten: bool, backend: str
+    ) -> None:
+        """The constructor, after the subclass has named its arguments.
+
+        Args:
+            params: Parameters, named parameters or parameter groups.
+            values: The options.
+            flatten: Whether parameters and moments move into flat buffers.
+            backend: Name of a backend, or "auto".
+        """
+        defaults = self._options.group_defaults(values)
+        backends.check_name(backend)
+        self._options.check(defaults)  # add_param_group checks only the values of groups
+        self.backend = backend
+        self.flatten = flatten
+        self.flat_buffers = []
+        self._lock = _new_lock(self)
+        self._forget_plan()
+        Optimizer.__init__(self, params, defaults)
+        self._declare_scaling()
+
+    _loading: StateDict | None = None
+
+    def _declare_scaling(self) -> None:
+        # With this, torch.amp.GradScaler sets grad_scale and found_inf and unscales nothing.
+        if self.defaults.get("fused"):
+            self._step_supports_amp_scaling = True
+
+    def _forget_plan(self) -> None:
+        """Start a new plan, which copies and pickles do not contain."""
+        plan = self.__dict__.get("_plan")
+        graph_launches = plan.graph_launches() if plan else ()
+        self._plan = Plan(self.backend, self._options, self.flat_buffers, graph_launches)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as :meth:`torch.optim.Optimizer.add_param_group` does.
+
+        Args:
+            param_group: ``params``, and the options that differ from the defaults.
+
+        Raises:
+            ValueError: An option is out of range.
+            RuntimeError: The named backend cannot step with the options.
+
+        Warns:
+            UserWarning: A parameter is listed twice. A step updates it once.
+        """
+        count = len(self.param_groups)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                super().add_param_group(param_group)
+            for warning in caught:
+                text = str(warning.message)
+                if "duplicate parameters" in text:
+                    text += (
+                        f". {type(self).__name__} steps such a parameter once per call; the "
+                        "optimizers of torch.optim step it as often as it is listed"
+                    )
+                warn_user(text, warning.category)
+            group = self.param_groups[count]
+            self._options.drop_defaults(group, keep=self.defaults)
+            self._options.check(group)
+            backends.check_options(self.backend, group["differentiable"], group["capturable"])
+            if self.flatten:
+                self._flatten(count)
+        except BaseException:
+            del self.param_groups[count:]
+            raise
+        self._options.warn_if_never_rectified(group)
+
+    def _flatten(self, index: int) -> None:
+        named = (
+            (name_of(self.param_groups, (index, i)), param)
+            for i, param in enumerate(params_of(self.param_groups[index]))
+        )
+        flat = FlatGroup(movable(named))
+        self.flat_buffers.append(flat)
+
+    def _find_flat(self, param: Tensor) -> FlatGroup | None:
+        return next((flat for flat in self.flat_buffers if flat.find(param)), None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        flats = [
+            [flat for param in params_of(group) if (flat := self._find_flat(param))]
+            for group in self.param_groups
+        ]
+        return {
+            **super().__getstate__(),
+            "backend": self.backend,
+            "flatten": self.flatten,
+            "flat_gradients": [any(flat.has_gradients for flat in group) for group in flats],
+        }
+
+    def __copy__(self) -> "FusedOptimizer":
+        # The copy steps the same parameters, in the same flat buffers.
+        copied = type(self).__new__(type(self))
+        copied.flat_buffers = self.flat_buffers
+        state = self.__getstate__()
+        del state["flat_gradients"]
+        copied.__setstate__(state)
+        return copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        previous = self.__dict__.get("param_groups", [])
+        flat_gradients = state.pop("flat_gradients", None)
+        super().__setstate__(state)
+        self.__dict__.setdefault("backend", "auto")
+        self.__dict__.setdefault("flatten", False)
+        self.__dict__.setdefault("flat_buffers", [])
+        if "_lock" not in self.__dict__:  # a copy
+            self._lock = _new_lock(self)
+        self._declare_scaling()
+        for index, group in enumerate(self.param_groups):
+            for name in self._options.of_torch:
+                group.setdefault(name, self._options.defaults[name])
+            # An option that torch lacks keeps its value if the loaded group lacks it.
+            before = previous[index] if index < len(previous) else self.defaults
+            for name in self._options.ours:
+                if name in before:
+                    group.setdefault(name, before[name])
+            if self._loading is not None:
+                for name in _FIXED:
+                    group[name] = self._options.get(before, name)
+            self._options.drop_defaults(group, keep=self.defaults)
+        if self._loading is not None:
+            restore_loaded(self.param_groups, self.state, self._loading)
+        move_counters(self._counters())
+        if flat_gradients is not None and self.flatten:
+            # A copy has its own parameters, in new memory.
+            self.flat_buffers = []
+            for index, has_gradients in enumerate(flat_gradients):
+                self._flatten(index)
+                if has_gradients:
+                    self.flat_buffers[index].flatten_gradients()
+        self._forget_plan()
+
+    def _counters(self) -> Iterator[tuple[State, torch.device, torch.dtype]]:
+        for group in self.param_groups:
+            for param in params_of(group):
+                state = self.state.get(param)
+                if state and "step" in state:
+                    needs = new(param, state, group, self._options)
+                    yield state, needs.counter_device, needs.counter_dtype
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load a state_dict of this optimizer or of its counterpart in torch.optim.
+
+        The moments of bfloat16 and float16 parameters keep the dtype that they were saved in; other
+        moments are cast to the dtype of their parameter, as in torch. Options that the counterpart
+        in torch.optim lacks keep their values if the state_dict lacks them. ``capturable`` and
+        ``fused`` keep the values of the constructor, and step counters are loaded where these put
+        them. All other options are those of the state_dict, as in torch.
+
+        Args:
+            state_dict: A result of :meth:`state_dict`.
+
+        Warns:
+            UserWarning: An option that the counterpart in torch.optim lacks, AMSGrad for example,
+                has another value in the state_dict. The message says which value holds.
+        """
+
+        def keep(_: Optimizer, final: StateDict) -> None:
+            self._loading = final
+
+        before = [dict(group) for group in self.param_groups]
+        # Registered last, the hook sees the state_dict after the user's hooks have changed it.
+        handle = self.register_load_state_dict_pre_hook(keep)
+        try:
+            super().load_state_dict(state_dict)
+            if self._loading is not None:
+                self._warn_of_differences(before, self._loading["param_groups"])
+        finally:
+            handle.remove()
+            self._loading = None
+
+    def _warn_of_differences(self, before: Groups, saved: Groups) -> None:
+        get = self._options.get
+        differences = [
+            f"group {index} had {name}={get(own, name)!r}, the state_dict has "
+            f"{get(theirs, name)!r}, and {get(self.param_groups[index], name)!r} holds"
+            for index, (own, theirs) in enumerate(zip(before, saved, strict=True))
+            for name in self._options.differences(own, theirs)
+        ]
+        if differences:
+            warn_user("options differ: " + "; ".join(differences))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as :meth:`torch.optim.Optimizer.zero_grad` does.
+
+        Args:
+            set_to_none: Set gradients to None instead of zero. Gradients in flat buffers are always
+                set to zero, which keeps them in their buffers.
+        """
+        flats = [flat for flat in self.flat_buffers if flat.has_gradients]
+        if not flats or any(
+            not any(flat.find(param) for flat in flats)
+            for group in self.param_groups
+            for param in group["params"]
+        ):
+            super().zero_grad(set_to_none)
+        for flat in flats:
+            flat.zero_gradients()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform a single optimization step.
+
+        Args:
+            closure: A closure that reevaluates the model and returns the loss.
+
+        Returns:
+            The loss that the closure returned, or None.
+
+        Raises:
+            RuntimeError: A gradient is sparse, or the named backend cannot update a parameter.
+            TypeError: A parameter with a gradient has an unsupported dtype.
+            ValueError: A gradient or a state differs from its parameter in device, shape or dtype,
+                two parameters overlap in memory, a storage was freed, or a step count is negative,
+                infinite or NaN.
+
+            After an error, all parameters and states have their old values.
+        """
+        scaling = self._take_scaling()
+        _check_graph_capture(self)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._lock, torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._step(*scaling)
+        return loss
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _take_scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """Take the gradient scale and the overflow flag: only this step uses them."""
+        taken = (
+            FusedOptimizer.grad_scale.take(self),
+            FusedOptimizer.found_inf.take(self),
+        )
+        return taken if self.__dict__.get("_step_supports_amp_scaling") else (None, None)
+
+    # torch.compile cannot trace the extension. torch.compiler.disable would import torch._dynamo
+    # with this module, which takes seconds and fails if triton is broken.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        try:
+            self._plan.step(self.param_groups, self.state, grad_scale, found_inf)
+        except BaseException:
+            self._plan.launches.release()
+            self._forget_plan()
+            raise
+
+    def _with_state(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, State]]:
+        """The parameters of a group that have a gradient, with gradients and complete states."""
+        found = []
+        for param in params_of(group):
+            if param.grad is not None:
+                if param.grad.is_sparse:
+                    raise RuntimeError(f"{self._options.name} does not support sparse gradients")
+                found.append((param, param.grad, self.state[param]))
+        complete_states([new(param, state, group, self._options) for param, _, state in found])
+        return found
