@@ -160,8 +160,7 @@ constexpr double kMostSteps = 9007199254740992.0;  // 2^53
 
 // The same operations as _geometric() in radam_fused.rectification.
 RADAM_INLINE Sums geometric(double beta, double count) {
-  const double whole = floor(count < kMostSteps ? count : kMostSteps);
-  const auto steps = static_cast<std::int64_t>(whole);
+  const auto steps = static_cast<std::int64_t>(count < kMostSteps ? count : kMostSteps);
   Pair power{1, 0}, total{0, 0}, weighted{0, 0};
   double n = 0;
   std::int64_t bit = 1;
@@ -179,7 +178,7 @@ RADAM_INLINE Sums geometric(double beta, double count) {
     }
   }
   // The sums over one step, halved again and again, for the fraction of an averaged step count.
-  double rest = count < kMostSteps ? count - whole : 0, part = 1;
+  double rest = count < kMostSteps ? count - static_cast<double>(steps) : 0, part = 1;
   double part_power = beta, part_total = 1, part_weighted = 1;
   while (rest > 0) {
     part *= 0.5;

@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from .extension import _C, unavailable_reason
 from .overlap import extent, first_overlap
-from .state import State, can_step, has_own_memory, is_dense
+from .state import State, can_step, has_own_memory, is_dense, is_freed
 
 __all__ = ["FlatBuffer", "FlatGroup"]
 
@@ -307,13 +307,13 @@ def movable(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """The parameters that can move into a flat buffer.
 
     The others stay where they are: parameters without elements side by side, without memory of
-    their own, in shared memory, of a dtype that no step supports, or overlapping another one.
+    their own, freed or in shared memory, of a dtype that no step supports, or overlapping another one.
     """
     found = {}
     for name, param in named:
         if is_lazy(param) or not can_step(param) or not has_own_memory(param) or param.is_meta:
             continue
-        if is_dense(param) and not _is_shared(param):
+        if is_dense(param) and not _is_shared(param) and not is_freed(param):
             found[id(param)] = name, param
     while True:
         keys = {str(key): key for key in found}

@@ -100,13 +100,18 @@ def _is_expanded(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for size, stride in strides)
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the storage of a tensor has been freed."""
+    return has_own_memory(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+
+
 def check_memory(tensor: Tensor, name: str) -> None:
     """Check that a tensor has memory.
 
     Raises:
         ValueError: Its storage was freed, as by ``tensor.untyped_storage().resize_(0)``.
     """
-    if has_own_memory(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+    if is_freed(tensor):
         raise ValueError(f"the storage of {name} has been freed, expected memory")
 
 

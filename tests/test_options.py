@@ -7,10 +7,17 @@ import pytest
 import torch
 
 import radam_fused
-from radam_fused import FusedRAdam, options, radam_step_, rectification, state
+from radam_fused import FusedAdamW, FusedRAdam, options, radam_step_, rectification, state
 from radam_fused.extension import _C
 
-from .harness.helpers import gradients, launches_of, parameters, train
+from .harness.helpers import (
+    assert_same_bits,
+    copies,
+    gradients,
+    launches_of,
+    parameters,
+    train,
+)
 
 
 def test_the_extension_has_the_declared_options_and_tensors_in_their_order():
@@ -137,3 +144,29 @@ def test_the_warning_names_the_line_of_the_user():
             warnings.simplefilter("always")
             add()
         assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("cls", [FusedRAdam, FusedAdamW])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True, "absolute_weight_decay": True},
+        {"maximize": True, "amsgrad": True},
+        {"degenerated_to_sgd": False, "betas": (0.9, 0.99)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_learning_rate_of_0_moves_no_parameter(options, as_tensor, cls, backend):
+    if cls is FusedAdamW:
+        options = {k: v for k, v in options.items() if k in ("weight_decay", "maximize")}
+    params = parameters((5,), (4, 3))
+    before = copies(params)
+    lr = torch.tensor(0.0) if as_tensor else 0.0
+    optimizer = train(cls(params, lr=lr, backend=backend, **options), gradients(params, 8))
+    for p, q in zip(params, before, strict=True):
+        assert_same_bits(p.detach(), q.detach())
+    assert optimizer.state[params[0]]["step"] == 8
+    assert optimizer.state[params[0]]["exp_avg"].any()
