@@ -307,7 +307,8 @@ def movable(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     """The parameters that can move into a flat buffer.
 
     The others stay where they are: parameters without elements side by side, without memory of
-    their own, freed or in shared memory, of a dtype that no step supports, or overlapping another one.
+    their own, freed, in shared memory, of a dtype that no step supports, or overlapping another
+    one.
     """
     found = {}
     for name, param in named:

@@ -106,7 +106,7 @@ def test_overlapping_parameters_raise_with_both_names(kind, groups, backend):
     optimizer = FusedRAdam(params, backend=backend)
     before = [first.detach().clone(), second.detach().clone()]
     first.grad, second.grad = torch.ones_like(first), torch.ones_like(second)
-    with pytest.raises(ValueError, match="overlaps .* in memory, expected separate") as caught:
+    with pytest.raises(ValueError, match=r"overlaps .* in memory, expected separate") as caught:
         optimizer.step()
     assert "'first'" in str(caught.value)
     assert "'second'" in str(caught.value)

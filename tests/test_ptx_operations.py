@@ -235,6 +235,16 @@ def test_comparisons_of_floats(name, ty):
 
 
 @pytest.mark.parametrize("ty", ["f32", "f64"])
+def test_a_negated_float_differs_in_its_sign_alone(ty):
+    numbers = np.array([0.0, -0.0, 1.5, -2.0, float("inf"), float("nan")], DTYPES[ty])
+    bits = f"u{numbers.itemsize}"
+    assert (
+        apply(f"neg.{ty}", numbers).view(bits) ^ numbers.view(bits)
+        == 1 << (8 * numbers.itemsize - 1)
+    ).all()
+
+
+@pytest.mark.parametrize("ty", ["f32", "f64"])
 def test_the_smaller_of_two_floats(ty):
     nan, infinity = float("nan"), float("inf")
     pairs = [(1.0, 2.0), (2.0, 1.0), (-0.0, 0.0), (0.0, -0.0), (-infinity, 1.0), (nan, 1.0)]

@@ -95,6 +95,7 @@ for _t in ("f32", "f64"):
     for _name, _function in _FLOATS.items():
         _add(f"{_name}.rn.{_t}", _t, f"{_t} {_t}", _rounded(_function, _t))
     _add(f"sqrt.rn.{_t}", _t, _t, _rounded(np.sqrt, _t))
+    _add(f"neg.{_t}", _t, _t, np.negative)
     _add(f"min.{_t}", _t, f"{_t} {_t}", _rounded(smaller, _t))
     for _name, _function in _ORDERED.items():
         _add(f"setp.{_name}.{_t}", "pred", f"{_t} {_t}", _function)
