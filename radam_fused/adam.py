@@ -11,6 +11,20 @@ from .options import ADAM, ADAMW, documents
 __all__ = ["FusedAdam", "FusedAdamW"]
 
 
+def _check_tensors(lr: Any, betas: Any, foreach: bool | None, capturable: bool) -> None:
+    """Raise the errors of torch.optim.Adam for tensors among the options."""
+    refused = " as a Tensor is not supported for capturable=False and foreach=True"
+    if isinstance(lr, Tensor) and foreach and not capturable:
+        raise ValueError("lr" + refused)
+    if len({isinstance(beta, Tensor) for beta in betas}) > 1:
+        raise ValueError("betas must be either both floats or both Tensors")
+    for index, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and foreach and not capturable:
+            raise ValueError(f"betas[{index}]" + refused)
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"Tensor betas[{index}] must be 1-element")
+
+
 @documents()
 class FusedAdam(FusedOptimizer):
     """Adam in one pass over parameters, gradients and moments.
@@ -53,6 +67,7 @@ class FusedAdam(FusedOptimizer):
         flatten: bool = False,
         backend: str = "auto",
     ) -> None:
+        _check_tensors(lr, betas, foreach, capturable)
         self._construct(params, locals(), flatten, backend)
 
     def _init_group(
@@ -117,6 +132,7 @@ class FusedAdamW(FusedAdam):
         backend: str = "auto",
     ) -> None:
         values = {**locals(), "decoupled_weight_decay": True}
+        _check_tensors(lr, betas, foreach, capturable)
         self._construct(params, values, flatten, backend)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
