@@ -113,6 +113,9 @@ def test_some_blocks_of_many_segments(ptx):
 
 
 COUNTERS = (torch.float32, torch.float64)
+FRACTIONS = [1.25, 7.5, 1000.7, 99_999.001]
+NO_COUNTS = [0.0, 0.5, -3.0, float("inf"), -float("inf"), float("nan")]  # after a step
+ODD_COUNTS = FRACTIONS + NO_COUNTS
 
 
 def test_every_way_through_the_prologue(ptx):
@@ -124,7 +127,7 @@ def test_every_way_through_the_prologue(ptx):
     for found_inf in overflows:
         for counter in COUNTERS:
             counts = [drawn_step(draw) for _ in range(draw.choice([127, 128, 129]))]
-            assert_same_prologue(ptx, draw, counts, counter, found_inf)
+            assert_same_prologue(ptx, draw, counts + ODD_COUNTS, counter, found_inf)
     for kernel in kernels:
         assert_covered(kernel)
 
@@ -148,9 +151,7 @@ def test_step_counts_beyond_the_precision_of_a_counter(ptx):
 @pytest.mark.parametrize("counter", COUNTERS)
 def test_fractions_and_numbers_that_are_no_count(counter, ptx):
     draw = random.Random(0)
-    no_counts = [0.0, 0.5, -3.0, float("inf"), -float("inf"), float("nan")]
-    counts = [1.25, 7.5, 1000.7, 99_999.001, 1.0, 6.0, *no_counts]
-    assert_same_prologue(ptx, draw, counts, counter)
+    assert_same_prologue(ptx, draw, [*FRACTIONS, 1.0, 6.0, *NO_COUNTS], counter)
 
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 4093])
@@ -310,7 +311,7 @@ def prologues(ptx):
         for found_inf in (*[None] * 8, 0.0, 1.0):
             for counter in COUNTERS:
                 counts = [drawn_step(draw) for _ in range(33)]
-                assert_same_prologue(ptx, draw, counts, counter, found_inf)
+                assert_same_prologue(ptx, draw, counts + ODD_COUNTS, counter, found_inf)
 
     return [run]
 

@@ -130,7 +130,7 @@ def every_way():
     """Groups that need every branch of a kernel.
 
     Each kind of update with and without the parameter in the gradient; chunks that are whole, in
-    part, and not aligned because of each of their tensors.
+    part, and not aligned because of each of their tensors; moments with small and large weights.
     """
     for momentum in (True, False):
         for decay in ({"weight_decay": 0.1}, {"weight_decay": 0.3, "decoupled_weight_decay": True}):
@@ -139,3 +139,5 @@ def every_way():
                 rows += [Row(size, taken) for size in (2048, 1030, 700, 260, 3)]
                 rows += [Row(1030, taken, (role,)) for role in ROLES]
             yield {"degenerated_to_sgd": momentum, "eps": 1e-2, "lr": 0.1, **decay}, rows
+    # Large weights, for which each moment has another form.
+    yield {"betas": (0.3, 0.2), "rectify": False, "lr": 0.1}, [Row(1030, 3), Row(260), Row(3, 20)]

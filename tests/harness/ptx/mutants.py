@@ -55,13 +55,30 @@ def _idle(text):
     return found | set(re.findall(r"shr\.u\d+\s+(%\w+), %\w+, (?:30|63);", text))
 
 
+def _normalizing(text):
+    """The sums s = high + low of which s - high gives low again: s + low stays what it is."""
+    differences = {
+        (made, total, high)
+        for made, total, high in re.findall(r"sub\.rn\.f64\s+(%\w+), (%\w+), (%\w+);", text)
+    }
+    lows = {(low, made) for _, low, made in differences}
+    return {
+        total
+        for total, high, low in re.findall(r"add\.rn\.f64\s+(%\w+), (%\w+), (%\w+);", text)
+        if any((low, made) in lows for made, t, h in differences if (t, h) == (total, high))
+    }
+
+
 def swapped(text):
     """Replace one instruction by another."""
-    idle = _idle(text)
+    idle, normalizing = _idle(text), _normalizing(text)
 
     def change(line):
         for name, other in _SWAPS.items():
             if not line.strip().startswith(name) or "0d0000000000000000" in line:
+                continue
+            made = re.match(r"add\.rn\.f64\s+(%\w+),", line.strip())
+            if made and made[1] in normalizing:
                 continue
             if not idle & set(re.findall(r"%\w+", line)):
                 return line.replace(name, other, 1)
