@@ -192,13 +192,12 @@ def test_every_lane_reads_a_counter_before_one_writes_it(capability, counter):
     """The 32 lanes of a warp can run one after another."""
     ptx = prologue_for(nvidia(capability), counter).asm["ptx"]
     bits = FLOATS[counter].primitive_bitwidth
-    [(read, between)] = re.findall(
-        rf"ld\.global\.b{bits} {{ %r\w+ }}, \[ (%rd\d+) \+ 0 \];((?:(?!ld\.global).)*?)"
-        rf"st\.global\.b{bits} \[ \1 ",
-        ptx,
-        re.DOTALL,
-    )
-    assert len(re.findall(r"\bbar(?:rier)?(?:\.warp)?\.sync", between)) == 1, read
+    reads = re.findall(rf"ld\.global\.b{bits} {{ %r\w+ }}, \[ (%rd\d+) \+ 0 \];", ptx)
+    written = [read for read in reads if re.search(rf"st\.global\.b{bits} \[ {read} ", ptx)]
+    assert len(written) == 1
+    after = ptx.split(f"[ {written[0]} + 0 ];", 1)[1]
+    between = re.split(rf"st\.global\.b{bits} \[ {written[0]} ", after)[0]
+    assert len(re.findall(r"\bbar(?:rier)?(?:\.warp)?\.sync", between)) == 1
 
 
 GFX942 = GPUTarget("hip", "gfx942", 64)
