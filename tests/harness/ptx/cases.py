@@ -138,6 +138,9 @@ def every_way():
             for taken in (0, 20):
                 rows += [Row(size, taken) for size in (2048, 1030, 700, 260, 3)]
                 rows += [Row(1030, taken, (role,)) for role in ROLES]
-            yield {"degenerated_to_sgd": momentum, "eps": 1e-2, "lr": 0.1, **decay}, rows
-    # Large weights, for which each moment has another form.
-    yield {"betas": (0.3, 0.2), "rectify": False, "lr": 0.1}, [Row(1030, 3), Row(260), Row(3, 20)]
+            options = {"degenerated_to_sgd": momentum, "eps": 1e-2, "lr": 0.1, **decay}
+            yield options, rows
+            # Large weights, for which each moment has another form.
+            few = [Row(1030), Row(1030, 0, ("grad",)), Row(3)]
+            for rectify in (True, False):
+                yield options | {"betas": (0.3, 0.2), "rectify": rectify}, few

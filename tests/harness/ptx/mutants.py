@@ -55,30 +55,20 @@ def _idle(text):
     return found | set(re.findall(r"shr\.u\d+\s+(%\w+), %\w+, (?:30|63);", text))
 
 
-def _normalizing(text):
-    """The sums s = high + low of which s - high gives low again: s + low stays what it is."""
-    differences = {
-        (made, total, high)
-        for made, total, high in re.findall(r"sub\.rn\.f64\s+(%\w+), (%\w+), (%\w+);", text)
-    }
-    lows = {(low, made) for _, low, made in differences}
-    return {
-        total
-        for total, high, low in re.findall(r"add\.rn\.f64\s+(%\w+), (%\w+), (%\w+);", text)
-        if any((low, made) in lows for made, t, h in differences if (t, h) == (total, high))
-    }
+def swapped(text, sums=True):
+    """Replace one instruction by another.
 
-
-def swapped(text):
-    """Replace one instruction by another."""
-    idle, normalizing = _idle(text), _normalizing(text)
+    Without sums, no addition or subtraction of float64 numbers is replaced. A sum of two numbers
+    that keeps its rounding error (Dekker) stays the same if one of its parts changes its sign: the
+    error makes up for it.
+    """
+    idle = _idle(text)
 
     def change(line):
         for name, other in _SWAPS.items():
             if not line.strip().startswith(name) or "0d0000000000000000" in line:
                 continue
-            made = re.match(r"add\.rn\.f64\s+(%\w+),", line.strip())
-            if made and made[1] in normalizing:
+            if not sums and re.match(r"(add|sub)\.rn\.f64", line.strip()):
                 continue
             if not idle & set(re.findall(r"%\w+", line)):
                 return line.replace(name, other, 1)
