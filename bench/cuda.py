@@ -15,6 +15,7 @@ from .bandwidth_limit import COPY, LIMIT, limit, new_arrays
 from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, resnet50, scaled
 from .machine import gpu, machine
 from .rivals import (
+    ADAMW,
     CAPTURABLE,
     COMPILED,
     FLAT,
@@ -35,7 +36,7 @@ SECONDS = 120  # for one case, in its process
 # Of one element over all optimizers: shared tensors, the limit's, temporaries, flat buffers.
 _BYTES_OF_ALL = 64
 
-_SOME = (OURS, TRITON, FUSED_ADAMW, FOREACH)
+_SOME = (OURS, TRITON, ADAMW, FUSED_ADAMW, FOREACH)
 _ALL = (*_SOME, CAPTURABLE, REPLAYED, REPLAYED_TRITON, FLAT, "torch RAdam capturable", "torch Adam")
 
 

@@ -2,19 +2,21 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedAdamW, FusedRAdam
 
 from . import variant
 from .cases import Shapes
 from .timing import Step
 
 OURS = "FusedRAdam"
+ADAMW = "FusedAdamW"
 FLAT = f"{OURS} flatten=True"
 TRITON = f"{OURS} by Triton"
 CAPTURABLE = f"{OURS} capturable"
@@ -56,8 +58,19 @@ def _torch(cls: type[torch.optim.Optimizer], **options: object) -> Callable[[Sha
     return lambda shapes: cls(parameters(shapes), **options).step  # type: ignore[arg-type]
 
 
+@lru_cache(maxsize=1)
+def _our_parameters(shapes: tuple[tuple[int, ...], ...]) -> list[torch.nn.Parameter]:
+    return parameters(shapes)
+
+
+def _ours(cls: type[FusedRAdam | FusedAdamW]) -> Callable[[Shapes], Step]:
+    # Our optimizers share parameters: the largest case would not fit into memory otherwise.
+    return lambda shapes: cls(_our_parameters(tuple(map(tuple, shapes))), backend="cpu").step
+
+
 RIVALS: dict[str, Callable[[Shapes], Step]] = {
-    OURS: _torch(FusedRAdam, backend="cpu"),
+    OURS: _ours(FusedRAdam),
+    ADAMW: _ours(FusedAdamW),
     "torch RAdam": _torch(torch.optim.RAdam, foreach=False),
     FOREACH: _torch(torch.optim.RAdam, foreach=True),
     COMPILED: _compiled,
@@ -173,6 +186,7 @@ class SharedRivals:
             COMPILED: lambda: torch.compile(self._torch(optim.RAdam, foreach=True)),
             "torch RAdam capturable": lambda: self._torch(optim.RAdam, device, capturable=True),
             "torch Adam": lambda: self._torch(optim.Adam, foreach=True),
+            ADAMW: lambda: self._share(FusedAdamW(self.params, backend="cuda"), torch.float32),
             FUSED_ADAMW: lambda: self._torch(optim.AdamW, device, fused=True),
             "apex FusedAdam": self._apex,
         }
@@ -191,6 +205,6 @@ class SharedRivals:
 
 def bytes_per_element(name: str, dtype: torch.dtype) -> int:
     """Bytes that a step must move per element: parameter and moments twice, the gradient once."""
-    ours = name.startswith(OURS)
+    ours = name.startswith((OURS, ADAMW))
     moment = torch.float32.itemsize if ours else dtype.itemsize
     return 3 * dtype.itemsize + 4 * moment

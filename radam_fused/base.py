@@ -58,7 +58,8 @@ class FusedOptimizer(Optimizer):
     flatten: bool
     flat_buffers: list[FlatGroup]
 
-    # Set by a gradient scaler before a step, if _step_supports_amp_scaling.
+    # If True, torch.amp.GradScaler unscales nothing, and sets the other two before a step.
+    _step_supports_amp_scaling = False
     grad_scale = ForOneStep()
     found_inf = ForOneStep()
 
@@ -87,9 +88,7 @@ class FusedOptimizer(Optimizer):
     _loading: StateDict | None = None
 
     def _declare_scaling(self) -> None:
-        # With this, torch.amp.GradScaler sets grad_scale and found_inf and unscales nothing.
-        if self.defaults.get("fused"):
-            self._step_supports_amp_scaling = True
+        self._step_supports_amp_scaling = bool(self.defaults.get("fused"))
 
     def _forget_plan(self) -> None:
         """Start a new plan, which copies and pickles do not contain."""
@@ -291,24 +290,16 @@ class FusedOptimizer(Optimizer):
 
             After an error, all parameters and states have their old values.
         """
-        scaling = self._take_scaling()
+        # Only this step uses them, even if it raises.
+        scaling = self.__dict__.pop("grad_scale", None), self.__dict__.pop("found_inf", None)
         _check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with self._lock, torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._step(*scaling)
+            self._step(*(scaling if self._step_supports_amp_scaling else (None, None)))
         return loss
-
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _take_scaling(self) -> tuple[Tensor | None, Tensor | None]:
-        """Take the gradient scale and the overflow flag: only this step uses them."""
-        taken = (
-            FusedOptimizer.grad_scale.take(self),
-            FusedOptimizer.found_inf.take(self),
-        )
-        return taken if self.__dict__.get("_step_supports_amp_scaling") else (None, None)
 
     # torch.compile cannot trace the extension. torch.compiler.disable would import torch._dynamo
     # with this module, which takes seconds and fails if triton is broken.

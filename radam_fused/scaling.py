@@ -28,7 +28,3 @@ class ForOneStep:
 
     def __delete__(self, instance: Any) -> None:
         instance.__dict__.pop(self._name, None)
-
-    def take(self, instance: Any) -> Any:
-        """Remove the value and return it; None if there is none."""
-        return instance.__dict__.pop(self._name, None)

@@ -181,7 +181,7 @@ def test_a_scale_of_several_elements_raises(host_backend):
 def test_by_default_the_scaler_does_everything(cls):
     for fused in (None, False):
         optimizer = cls(parameters((5,)), fused=fused)
-        assert not hasattr(optimizer, "_step_supports_amp_scaling")
+        assert not optimizer._step_supports_amp_scaling
     optimizer = cls(parameters((5,)), fused=True)
     assert optimizer._step_supports_amp_scaling
     assert copy.deepcopy(optimizer)._step_supports_amp_scaling
