@@ -113,7 +113,7 @@ def test_some_blocks_of_many_segments(ptx):
 
 
 COUNTERS = (torch.float32, torch.float64)
-FRACTIONS = [1.25, 7.5, 1000.7, 99_999.001]
+FRACTIONS = [1.25, 2.6875, 5.8125, 7.5, 1000.7, 99_999.001]
 NO_COUNTS = [0.0, 0.5, -3.0, float("inf"), -float("inf"), float("nan")]  # after a step
 ODD_COUNTS = FRACTIONS + NO_COUNTS
 

@@ -113,6 +113,7 @@ class Pair:
         ]
         for optimizer in (self.ours, self.theirs):
             if grad_scale is not None:
+                optimizer._step_supports_amp_scaling = True
                 optimizer.grad_scale = torch.tensor(grad_scale)
                 optimizer.found_inf = torch.tensor(found_inf)
             params = [p for group in optimizer.param_groups for p in group["params"]]

@@ -58,9 +58,10 @@ def _idle(text):
 def swapped(text, sums=True):
     """Replace one instruction by another.
 
-    Without sums, no addition or subtraction of float64 numbers is replaced. A sum of two numbers
-    that keeps its rounding error (Dekker) stays the same if one of its parts changes its sign: the
-    error makes up for it.
+    Without sums, no addition or subtraction of float64 numbers is replaced, nor the place where a
+    number is split. A sum of two numbers that keeps its rounding error (Dekker) stays the same if
+    one of its parts changes its sign, and so does a product of numbers that are split elsewhere:
+    the error makes up for it.
     """
     idle = _idle(text)
 
@@ -68,7 +69,7 @@ def swapped(text, sums=True):
         for name, other in _SWAPS.items():
             if not line.strip().startswith(name) or "0d0000000000000000" in line:
                 continue
-            if not sums and re.match(r"(add|sub)\.rn\.f64", line.strip()):
+            if not sums and re.match(r"(add|sub)\.rn\.f64|mul.*0d41A0000002000000", line.strip()):
                 continue
             if not idle & set(re.findall(r"%\w+", line)):
                 return line.replace(name, other, 1)
