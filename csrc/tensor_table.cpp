@@ -364,6 +364,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
 // freed.
 bool TensorTable::remember(Row& row, int role, PyObject* tensor, const dlpack::TensorView& view) {
   const void* const at = address(view);
+  if (at == row.at[role] && at != nullptr) return true;
   if (!is_empty(view) && is_freed(tensor, at, row.at[role])) return false;
   has_moved_ |= at != row.at[role] && role != role::grad && kRoleKinds[role] != RoleKind::counter;
   row.at[role] = at;

@@ -187,7 +187,6 @@ class Plan:
             grad_scale: The scale that the gradients were multiplied by, or None.
             found_inf: Nonzero if a gradient overflowed; the step is then skipped.
         """
-        self._added = []
         try:
             self._read(groups, states)
             capturing = backends.is_capturing()
@@ -195,7 +194,9 @@ class Plan:
             self.launches.compute(step)
         except BaseException:
             self._remove_added(states)
+            self._added = []
             raise
+        self._added = []
         self.launches.run()
         if self._numbers is not None:
             self._numbers.release()

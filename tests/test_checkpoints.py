@@ -249,3 +249,36 @@ def test_loading_does_not_share_step_counters():
     assert held.dtype == torch.float16
     train(other, gradients([p], 1))
     assert (held.item(), other.state[other.param_groups[0]["params"][0]]["step"].item()) == (2, 3)
+
+
+def test_step_counters_are_read_together(monkeypatch):
+    """On a GPU, every read waits for the device."""
+    params = parameters(*[(3,)] * 50)
+    optimizer = train(FusedRAdam(params), gradients(params, 7))
+    state_dict = optimizer.state_dict()
+    reads = []
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
+
+        def counted(tensor, read=getattr(torch.Tensor, name)):
+            reads.append(tensor)
+            return read(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    assert optimizer.rectification()[0].step == 7
+    assert len(reads) == 1
+    reads.clear()
+    optimizer.load_state_dict(state_dict)
+    assert not reads
+    assert optimizer.rectification()[0].step == 7
+    steps = [state["step"] for state in optimizer.state.values()]
+    assert len({step.untyped_storage().data_ptr() for step in steps}) == 50
+
+
+def test_a_counter_that_the_user_holds_goes_on_counting(backend):
+    [p] = parameters((3,))
+    optimizer = train(FusedRAdam([p], backend=backend), gradients([p], 2))
+    held = optimizer.state[p]["step"]
+    optimizer.param_groups[0]["amsgrad"] = True  # a new plan
+    train(optimizer, gradients([p], 2))
+    assert optimizer.state[p]["step"] is held
+    assert held == 4
