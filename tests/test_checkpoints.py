@@ -251,6 +251,14 @@ def test_loading_does_not_share_step_counters():
     assert (held.item(), other.state[other.param_groups[0]["params"][0]]["step"].item()) == (2, 3)
 
 
+def counting(read, reads):
+    def counted(tensor):
+        reads.append(tensor)
+        return read(tensor)
+
+    return counted
+
+
 def test_step_counters_are_read_together(monkeypatch):
     """On a GPU, every read waits for the device."""
     params = parameters(*[(3,)] * 50)
@@ -258,12 +266,7 @@ def test_step_counters_are_read_together(monkeypatch):
     state_dict = optimizer.state_dict()
     reads = []
     for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
-
-        def counted(tensor, read=getattr(torch.Tensor, name)):
-            reads.append(tensor)
-            return read(tensor)
-
-        monkeypatch.setattr(torch.Tensor, name, counted)
+        monkeypatch.setattr(torch.Tensor, name, counting(getattr(torch.Tensor, name), reads))
     assert optimizer.rectification()[0].step == 7
     assert len(reads) == 1
     reads.clear()

@@ -26,7 +26,7 @@ from .grid import logarithmic
 from .page import markdown
 
 QUESTION = "How large is the error of each update?"
-MINUTES = 2
+MINUTES = 7
 SIZE = (15, 4.5)  # of the picture, inches
 
 BETA2 = [0.9, 0.99, 0.999, 0.9999, 0.99999]
