@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radam_fused import FusedAdamW, FusedRAdam
+import radam_fused
+from radam_fused import FusedRAdam
 
 from . import variant
 from .cases import Shapes
@@ -63,14 +64,19 @@ def _our_parameters(shapes: tuple[tuple[int, ...], ...]) -> list[torch.nn.Parame
     return parameters(shapes)
 
 
-def _ours(cls: type[FusedRAdam | FusedAdamW]) -> Callable[[Shapes], Step]:
-    # Our optimizers share parameters: the largest case would not fit into memory otherwise.
-    return lambda shapes: cls(_our_parameters(tuple(map(tuple, shapes))), backend="cpu").step
+def _ours(name: str) -> Callable[[Shapes], Step]:
+    def make(shapes: Shapes) -> Step:
+        # Our optimizers share parameters: the largest case would not fit into memory otherwise.
+        params = _our_parameters(tuple(map(tuple, shapes)))
+        cls = getattr(radam_fused, name)  # an earlier commit can lack it
+        return cls(params, backend="cpu").step  # type: ignore[no-any-return]
+
+    return make
 
 
 RIVALS: dict[str, Callable[[Shapes], Step]] = {
-    OURS: _ours(FusedRAdam),
-    ADAMW: _ours(FusedAdamW),
+    OURS: _ours(OURS),
+    ADAMW: _ours(ADAMW),
     "torch RAdam": _torch(torch.optim.RAdam, foreach=False),
     FOREACH: _torch(torch.optim.RAdam, foreach=True),
     COMPILED: _compiled,
@@ -186,7 +192,9 @@ class SharedRivals:
             COMPILED: lambda: torch.compile(self._torch(optim.RAdam, foreach=True)),
             "torch RAdam capturable": lambda: self._torch(optim.RAdam, device, capturable=True),
             "torch Adam": lambda: self._torch(optim.Adam, foreach=True),
-            ADAMW: lambda: self._share(FusedAdamW(self.params, backend="cuda"), torch.float32),
+            ADAMW: lambda: self._share(
+                radam_fused.FusedAdamW(self.params, backend="cuda"), torch.float32
+            ),
             FUSED_ADAMW: lambda: self._torch(optim.AdamW, device, fused=True),
             "apex FusedAdam": self._apex,
         }

@@ -319,6 +319,6 @@ class FusedOptimizer(Optimizer):
             if param.grad is not None:
                 if param.grad.is_sparse:
                     raise RuntimeError(f"{self._options.name} does not support sparse gradients")
-                found.append((param, param.grad, self.state[param]))
+                found.append((param, param.grad, self.state.setdefault(param, {})))
         complete_states([new(param, state, group, self._options) for param, _, state in found])
         return found
