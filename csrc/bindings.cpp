@@ -61,6 +61,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def("misfit", &TensorTable::misfit)
       .def("has_moved", &TensorTable::has_moved)
       .def("written_ranges", &TensorTable::written_ranges)
+      .def_static("are_apart", &TensorTable::are_apart, py::arg("tables"))
       .def("is_active", &TensorTable::is_active)
       .def("compute", &TensorTable::compute, py::arg("options"), py::arg("grad_scale"),
            py::arg("found_inf"), py::arg("capturing") = false)

@@ -91,6 +91,11 @@ RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_befo
   }
 }
 
+// Whether a step writes a tensor with the shape of the parameter in this role.
+bool is_written_array(int role) {
+  return role != role::grad && kRoleKinds[role] != RoleKind::counter;
+}
+
 bool is_empty(const dlpack::TensorView& view) {
   return std::find(view.shape, view.shape + view.ndim, 0) != view.shape + view.ndim;
 }
@@ -366,7 +371,7 @@ bool TensorTable::remember(Row& row, int role, PyObject* tensor, const dlpack::T
   const void* const at = address(view);
   if (at == row.at[role] && at != nullptr) return true;
   if (!is_empty(view) && is_freed(tensor, at, row.at[role])) return false;
-  has_moved_ |= at != row.at[role] && role != role::grad && kRoleKinds[role] != RoleKind::counter;
+  has_moved_ |= at != row.at[role] && is_written_array(role);
   row.at[role] = at;
   return true;
 }
@@ -386,7 +391,7 @@ std::vector<TensorTable::WrittenRange> TensorTable::written_ranges() const {
   for (const Row& row : rows_) {
     if (row.numel == 0 || row.tensors[role::grad] == Py_None) continue;
     for (int r = 0; r < kRoles; ++r) {
-      if (!has_[r] || r == role::grad || kRoleKinds[r] == RoleKind::counter) continue;
+      if (!has_[r] || !is_written_array(r)) continue;
       const bool is_elsewhere = r == role::param && row.is_copied;
       const auto first = is_elsewhere ? 0 : reinterpret_cast<std::uintptr_t>(row.at[r]);
       const auto bytes = static_cast<std::uintptr_t>(row.numel * element_bytes(r));
@@ -394,6 +399,34 @@ std::vector<TensorTable::WrittenRange> TensorTable::written_ranges() const {
     }
   }
   return ranges;
+}
+
+bool TensorTable::are_apart(const std::vector<const TensorTable*>& tables) {
+  using Range = std::tuple<std::int32_t, std::int32_t, std::uintptr_t, std::uintptr_t>;
+  std::vector<Range> ranges;
+  for (const TensorTable* table : tables) {
+    const dlpack::Device& device = table->device_;
+    for (int r = 0; r < kRoles; ++r) {  // role by role: the addresses of a role usually ascend
+      if (!table->has_[r] || !is_written_array(r)) continue;
+      for (const Row& row : table->rows_) {
+        if (row.numel == 0 || row.tensors[role::grad] == Py_None) continue;
+        if (row.is_copied) return false;
+        const auto first = reinterpret_cast<std::uintptr_t>(row.at[r]);
+        const auto bytes = static_cast<std::uintptr_t>(row.numel * table->element_bytes(r));
+        ranges.emplace_back(static_cast<std::int32_t>(device.type), device.id, first,
+                            first + bytes);
+      }
+    }
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (std::size_t i = 1; i < ranges.size(); ++i) {
+    const auto& [type, id, first, end] = ranges[i - 1];
+    if (type == std::get<0>(ranges[i]) && id == std::get<1>(ranges[i]) &&
+        std::get<2>(ranges[i]) < end) {
+      return false;
+    }
+  }
+  return true;
 }
 
 // Takes the device and the dtypes of the launch from its first row. Returns the first role that no

@@ -53,6 +53,9 @@ class TensorTable {
   using WrittenRange = std::tuple<Place, std::string, std::uintptr_t, std::uintptr_t>;
   std::vector<WrittenRange> written_ranges() const;
 
+  // Whether the tensors that the steps of some launches write have no gaps and do not overlap.
+  static bool are_apart(const std::vector<const TensorTable*>& tables);
+
   // Whether read() found a gradient.
   bool is_active() const { return !steps_.empty(); }
 

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from . import backends
 from .allocation import New, complete_states, move_counters, new, take_over_layout
-from .backends import Backend, Groups, Kind, Launch, Place, Step, name_of, params_of
+from .backends import (
+    Backend,
+    Groups,
+    Kind,
+    Launch,
+    Place,
+    Step,
+    TableLaunch,
+    name_of,
+    params_of,
+)
 from .extension import _C
 from .flat import FlatBuffer, FlatGroup, Slot
 from .options import OptionSet
@@ -22,6 +32,9 @@ class Launches:
 
     def __init__(self) -> None:
         self._by_kind: dict[tuple[str, Kind], Launch] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_kind)
 
     def __iter__(self) -> Iterator[Launch]:
         return iter(self._by_kind.values())
@@ -104,6 +117,9 @@ def are_apart(launches: Launches, groups: Groups, states: States) -> bool:
     Raises:
         ValueError: Two tensors overlap; the message names both.
     """
+    tables = [launch.table for launch in launches if isinstance(launch, TableLaunch)]
+    if len(tables) == len(launches) and _C.TensorTable.are_apart(tables):
+        return True
     dense, gapped = [], []
     params = [params_of(group) for group in groups]
     known: dict[int, Place] = {}
