@@ -22,7 +22,7 @@ py::object interned(const std::string& name) {
                        ", expected a number");
 }
 
-double value_of(const py::object& tensor) {
+double value_of(const py::handle& tensor) {
   return tensor.attr("item")().cast<double>();
 }
 
@@ -79,7 +79,7 @@ double GroupOptions::learning_rate(std::size_t group, PyObject* lr) {
   if (range.numel != 1) throw py::value_error("Tensor lr must be 1-element");
   lr_tensors_.emplace_back(group, py::reinterpret_borrow<py::object>(lr));
   if (range.device.type != dlpack::kCPU) return std::numeric_limits<double>::quiet_NaN();
-  return lr_tensors_.back().second.attr("item")().cast<double>();
+  return value_of(lr_tensors_.back().second);
 }
 
 std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
@@ -133,7 +133,7 @@ std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
 // Waits for the device if the learning rate is a tensor on it.
 double GroupOptions::host_lr(Group& group) {
   if (!group.waits_for_lr()) return group.values.options.lr;
-  return py::handle(group.values.lr).attr("item")().cast<double>();
+  return value_of(group.values.lr);
 }
 
 const StepTerms& GroupOptions::terms_of(const StepOptions& o, double step) {

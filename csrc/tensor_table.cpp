@@ -406,16 +406,9 @@ bool TensorTable::are_apart(const std::vector<const TensorTable*>& tables) {
   std::vector<Range> ranges;
   for (const TensorTable* table : tables) {
     const dlpack::Device& device = table->device_;
-    for (int r = 0; r < kRoles; ++r) {  // role by role: the addresses of a role usually ascend
-      if (!table->has_[r] || !is_written_array(r)) continue;
-      for (const Row& row : table->rows_) {
-        if (row.numel == 0 || row.tensors[role::grad] == Py_None) continue;
-        if (row.is_copied) return false;
-        const auto first = reinterpret_cast<std::uintptr_t>(row.at[r]);
-        const auto bytes = static_cast<std::uintptr_t>(row.numel * table->element_bytes(r));
-        ranges.emplace_back(static_cast<std::int32_t>(device.type), device.id, first,
-                            first + bytes);
-      }
+    for (const auto& [place, name, first, end] : table->written_ranges()) {
+      if (first == 0) return false;
+      ranges.emplace_back(static_cast<std::int32_t>(device.type), device.id, first, end);
     }
   }
   std::sort(ranges.begin(), ranges.end());

@@ -164,7 +164,7 @@ def move_counters(counters: Iterable[tuple[State, torch.device, torch.dtype]]) -
     for state, device, dtype in counters:
         step = state["step"]
         if not isinstance(step, Tensor):
-            step = state["step"] = torch.tensor(float(step), dtype=dtype)
+            step = state["step"] = torch.tensor(float(step), dtype=dtype, device=CPU)
         kept = step.dtype if step.dtype in (torch.float32, torch.float64) else dtype
         if step.device != device or step.dtype != kept:
             moving[step.device, step.dtype, device, kept].append(step)

@@ -312,13 +312,36 @@ class FusedOptimizer(Optimizer):
             self._forget_plan()
             raise
 
-    def _with_state(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, State]]:
-        """The parameters of a group that have a gradient, with gradients and complete states."""
+    def _collect(
+        self,
+        group: dict[str, Any],
+        params_with_grad: list[Tensor],
+        grads: list[Tensor],
+        **lists: list[Tensor],
+    ) -> bool:
+        """Complete the states of a group, and append its tensors to lists, as torch's _init_group.
+
+        Args:
+            group: A parameter group.
+            params_with_grad: Receives the parameters that have a gradient.
+            grads: Receives their gradients.
+            **lists: Receive the tensors of their states, by key.
+
+        Returns:
+            Whether a parameter is complex.
+        """
         found = []
         for param in params_of(group):
             if param.grad is not None:
                 if param.grad.is_sparse:
                     raise RuntimeError(f"{self._options.name} does not support sparse gradients")
-                found.append((param, param.grad, self.state.setdefault(param, {})))
-        complete_states([new(param, state, group, self._options) for param, _, state in found])
-        return found
+                state = self.state.setdefault(param, {})
+                found.append(new(param, state, group, self._options))
+        complete_states(found)
+        for it in found:
+            params_with_grad.append(it.param)
+            grads.append(it.param.grad)  # type: ignore[arg-type]
+            for key in it.names:
+                if key in lists:
+                    lists[key].append(it.state[key])
+        return any(it.param.is_complex() for it in found)

@@ -251,12 +251,13 @@ class FlatGroup:
         Raises:
             ValueError: A parameter has other memory; the message names it.
         """
-        for slot in (slot for buffer in self.buffers for slot in buffer.slots):
-            if not slot.holds(slot.param):
-                raise ValueError(
-                    f"{slot.name} lies outside of its flat buffer, expected at element "
-                    f"{slot.offset} of {len(slot.buffer)} on {slot.buffer.device}"
-                )
+        for buffer in self.buffers:
+            for slot in buffer.slots:
+                if not slot.holds(slot.param):
+                    raise ValueError(
+                        f"{slot.name} lies outside of its flat buffer, expected at element "
+                        f"{slot.offset} of {len(buffer.data)} on {buffer.data.device}"
+                    )
 
     def __str__(self) -> str:
         lines = []

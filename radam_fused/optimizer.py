@@ -139,14 +139,8 @@ class FusedRAdam(FusedOptimizer):
         state_steps: list[Tensor],
     ) -> bool:
         """As in torch.optim.RAdam: completes states, and appends to each list."""
-        found = self._with_state(group)
-        for param, grad, state in found:
-            params_with_grad.append(param)
-            grads.append(grad)
-            exp_avgs.append(state["exp_avg"])
-            exp_avg_sqs.append(state["exp_avg_sq"])
-            state_steps.append(state["step"])
-        return any(param.is_complex() for param, *_ in found)
+        lists = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs, "step": state_steps}
+        return self._collect(group, params_with_grad, grads, **lists)
 
     def rectification(self) -> list[Rectification]:
         """The rectification of each group's last step, for loggers. Reads each device once.

@@ -250,3 +250,16 @@ def test_a_number_as_step_counter_works(backend):
     optimizer.state[p]["step"] = 7
     optimizer.step()
     assert optimizer.state[p]["step"].item() == 8
+
+
+def test_the_default_device_does_not_matter(backend):
+    [p], [q] = parameters((3,)), parameters((3,))
+    ours, plain = FusedRAdam([p], backend=backend), FusedRAdam([q], backend="cpu")
+    for optimizer in (ours, plain):
+        train(optimizer, gradients([p], 2))
+        optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] = 6
+    steps = gradients([p], 2)
+    with torch.device("meta"):
+        train(ours, steps)
+    train(plain, steps)
+    assert_same_run(ours, plain)

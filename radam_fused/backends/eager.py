@@ -1,7 +1,7 @@
 """The eager backend: the update in PyTorch operations, for any device, differentiable."""
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def sqrt_rn(x: Tensor) -> Tensor:
     return rough + step
 
 
-@cache
+@lru_cache(maxsize=16)  # a schedule can change the weights
 def _weights(w: float, dtype: torch.dtype) -> tuple[float, float, float]:
     """The factors of a moment with weight w, rounded to the arithmetic type.
 
@@ -69,7 +69,7 @@ def _weights(w: float, dtype: torch.dtype) -> tuple[float, float, float]:
     that difference would lose a small new value, it becomes old (1 - w) + new w; 1 - w is exact
     there. Both are old keep + (new - old drop) w, without a branch.
     """
-    w = torch.tensor(w, dtype=dtype).item()
+    w = torch.tensor(w, dtype=dtype, device="cpu").item()
     return (1.0 - w, 0.0, w) if w > 0.5 else (1.0, 1.0, w)
 
 
