@@ -3,137 +3,207 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <unordered_map>
+#include <utility>
 
 #include "torch_tensors.h"
 
 namespace radam {
+namespace option {
+enum : std::size_t {
+#define RADAM_OPTION(name) name,
+#include "options.def"
+#undef RADAM_OPTION
+};
+}  // namespace option
+
 namespace {
 
 constexpr double kNone = -1.0;      // stands for None
 constexpr std::size_t kTerms = 64;  // cache: step counts of a model times sets of decay rates
 
-py::object interned(const std::string& name) {
-  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name.c_str()));
+bool is_plain(PyObject* value) {
+  return PyFloat_CheckExact(value) || PyLong_CheckExact(value) || PyBool_Check(value) ||
+         value == Py_None;
 }
 
-[[noreturn]] void throw_no_number(const std::string& name, PyObject* value) {
-  PyErr_Clear();
-  throw py::type_error("Invalid " + name + " value: " + py::repr(value).cast<std::string>() +
-                       ", expected a number");
+// Whether a value cannot change as long as it is the same object.
+bool is_constant(PyObject* value) {
+  if (!PyTuple_CheckExact(value)) return is_plain(value);
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(value); ++i) {
+    if (!is_plain(PyTuple_GET_ITEM(value, i))) return false;
+  }
+  return true;
 }
 
 double value_of(const py::handle& tensor) {
   return tensor.attr("item")().cast<double>();
 }
 
-}  // namespace
-
-GroupOptions::GroupOptions(const py::dict& defaults, const std::vector<std::string>& watched) {
-  std::vector<std::string> names(kOptionNames, kOptionNames + kOptions);
-  names.insert(names.end(), watched.begin(), watched.end());
-  for (const std::string& name : names) {
-    const bool is_beta = name == "beta1" || name == "beta2";
-    double fallback = std::numeric_limits<double>::quiet_NaN();
-    if (defaults.contains(name)) {
-      const py::object value = defaults[name.c_str()];
-      fallback = value.is_none() ? kNone : value.cast<double>();
-    }
-    const bool is_watched = options_.size() >= static_cast<std::size_t>(kOptions);
-    options_.push_back({interned(is_beta ? "betas" : name), is_beta ? name.back() - '1' : -1, name,
-                        fallback, is_watched});
-  }
-}
-
-double GroupOptions::number(const Option& option, PyObject* group) const {
-  py::object given = item_of(group, option.key.ptr());
-  if (!given) {
-    if (std::isnan(option.fallback)) throw py::key_error(option.name);
-    return option.fallback;
-  }
-  if (option.item >= 0) {
-    PyObject* const item = PySequence_GetItem(given.ptr(), option.item);
-    if (item == nullptr) throw_no_number("betas", given.ptr());
-    given = py::reinterpret_steal<py::object>(item);
-  }
-  PyObject* const value = given.ptr();
-  if (value == Py_None && option.may_be_none) return kNone;
+double number(PyObject* value) {
+  if (value == Py_None) return kNone;
   // float() would warn about a tensor that requires a gradient.
-  if (!PyFloat_Check(value) && !PyLong_Check(value) && is_tensor(value)) {
-    return value_of(given);
-  }
-  if (value == Py_True) return 1.0;
-  if (value == Py_False) return 0.0;
+  if (!PyFloat_Check(value) && !PyLong_Check(value) && is_tensor(value)) return value_of(value);
   const double result = PyFloat_AsDouble(value);
-  if (result == -1.0 && PyErr_Occurred()) throw_no_number(option.name, value);
+  if (result == -1.0 && PyErr_Occurred()) throw py::error_already_set();
   return result;
 }
 
-// The learning rate as a number; NaN if it is a tensor that the host cannot read without waiting.
-double GroupOptions::learning_rate(std::size_t group, PyObject* lr) {
-  if (PyFloat_Check(lr) || PyLong_Check(lr) || !is_tensor(lr)) {
-    const double result = PyFloat_AsDouble(lr);
-    if (result == -1.0 && PyErr_Occurred()) throw_no_number("lr", lr);
-    return result;
+py::dict as_dict(const py::handle& group) {
+  if (PyDict_Check(group.ptr())) return py::reinterpret_borrow<py::dict>(group);
+  py::dict result;
+  if (PyDict_Update(result.ptr(), group.ptr()) != 0) throw py::error_already_set();
+  return result;
+}
+
+}  // namespace
+
+GroupOptions::GroupOptions(const py::dict& defaults, const std::vector<std::string>& watched)
+    : names_(kOptionNames, kOptionNames + kOptions) {
+  names_.insert(names_.end(), watched.begin(), watched.end());
+  for (std::size_t i = 0; i < names_.size(); ++i) {
+    const std::string& name = names_[i];
+    if (i == option::beta1) {
+      index_of_["betas"] = i;
+    } else if (i != option::beta2) {
+      index_of_[py::str(name)] = i;
+    }
+    const bool is_optional = defaults.contains(name);
+    fallbacks_.push_back(is_optional ? number(defaults[name.c_str()].ptr())
+                                     : std::numeric_limits<double>::quiet_NaN());
   }
-  const Range range = contiguous_range(lr, "lr");
-  if (range.numel != 1) throw py::value_error("Tensor lr must be 1-element");
-  lr_tensors_.emplace_back(group, py::reinterpret_borrow<py::object>(lr));
-  if (range.device.type != dlpack::kCPU) return std::numeric_limits<double>::quiet_NaN();
-  return value_of(lr_tensors_.back().second);
+}
+
+// Finds the options among the keys of a group. Those that it leaves out get their default.
+void GroupOptions::find_options(Group& group, const py::dict& given, std::size_t index) {
+  group.entries.clear();
+  group.numbers = fallbacks_;
+  std::vector<bool> is_given(names_.size(), false);
+  for (const auto& [key, value] : given) {
+    Entry entry{py::reinterpret_borrow<py::object>(key), {}, kNoOption};
+    if (index_of_.contains(key)) {
+      entry.option = index_of_[key].cast<std::size_t>();
+      is_given[entry.option] = true;
+    }
+    group.entries.push_back(std::move(entry));
+  }
+  is_given[option::beta2] = is_given[option::beta1];
+  for (std::size_t i = 0; i < names_.size(); ++i) {
+    if (is_given[i] || !std::isnan(fallbacks_[i])) continue;
+    throw py::key_error("parameter group " + std::to_string(index) + " has no '" +
+                        (i == option::beta1 ? "betas" : names_[i]) + "'");
+  }
+}
+
+void GroupOptions::set(Group& group, std::size_t option, double number) {
+  if (std::memcmp(&group.numbers[option], &number, sizeof number) == 0) return;
+  group.numbers[option] = number;
+  group.differs = true;
+  group.is_reported |= option != option::lr;
+}
+
+void GroupOptions::read_option(Group& group, std::size_t index, std::size_t option,
+                               PyObject* value) {
+  if (option == option::lr) {
+    read_lr(group, index, value);
+  } else if (option != option::beta1) {
+    set(group, option, number(value));
+  } else {
+    for (const std::size_t i : {0, 1}) {
+      const auto item =
+          py::reinterpret_steal<py::object>(PySequence_GetItem(value, static_cast<Py_ssize_t>(i)));
+      if (!item) throw py::error_already_set();
+      set(group, option + i, number(item.ptr()));
+    }
+  }
+}
+
+// The number is NaN if the learning rate is a tensor that the host cannot read without waiting.
+void GroupOptions::read_lr(Group& group, std::size_t index, PyObject* lr) {
+  PyObject* tensor = nullptr;
+  double value = 0;
+  bool is_on_device = false;
+  if (PyFloat_Check(lr) || PyLong_Check(lr) || !is_tensor(lr)) {
+    value = number(lr);
+  } else {
+    tensor = lr;
+    const Range range = contiguous_range(lr, "lr");
+    if (range.numel != 1) throw py::value_error("Tensor lr must be 1-element");
+    is_on_device = range.device.type != dlpack::kCPU;
+    value = is_on_device ? std::numeric_limits<double>::quiet_NaN() : value_of(lr);
+    lr_tensors_.emplace_back(index, py::reinterpret_borrow<py::object>(lr));
+  }
+  set(group, option::lr, value);
+  group.differs |= tensor != group.lr;
+  group.lr = tensor;
+  group.waits_for_lr = is_on_device;
+  // Schedulers change the learning rate at every step: only one out of range is reported.
+  group.is_reported |= !is_on_device && !(value >= 0 && std::isfinite(value));
+}
+
+// Reads the values that are other objects than at the last step.
+void GroupOptions::read_group(std::size_t index, const py::dict& given) {
+  Group& group = groups_[index];
+  const auto read = [&] {
+    if (given.size() != group.entries.size()) return false;
+    auto entry = group.entries.begin();
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (entry != group.entries.end() && PyDict_Next(given.ptr(), &position, &key, &value)) {
+      if (entry->key.ptr() != key) return false;
+      if (entry->option != kNoOption && entry->value.ptr() != value) {
+        const auto held = py::reinterpret_borrow<py::object>(value);
+        read_option(group, index, entry->option, value);
+        // A tensor or a list can change, and must not be kept alive.
+        entry->value = is_constant(value) ? held : py::object();
+      }
+      ++entry;
+    }
+    return true;
+  };
+  group.differs = group.is_reported = false;
+  if (read()) return;
+  find_options(group, given, index);
+  read();
+  group.differs = group.is_reported = true;
 }
 
 std::vector<std::size_t> GroupOptions::read(const py::list& groups) {
   release();
-  const std::size_t count = groups.size(), watched = options_.size() - kOptions;
-  const bool is_new = count != groups_.size();
-  if (is_new) {
-    groups_.assign(count, {});
-    watched_.assign(count * watched, 0.0);
+  bool any_differs = groups.size() != groups_.size();
+  if (any_differs) {
+    groups_.clear();
+    groups_.resize(groups.size());
   }
-  std::vector<std::size_t> changed;
-  bool any_differs = is_new;
-  for (std::size_t g = 0; g < count; ++g) {
-    PyObject* const group = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(g));
-    Values now{};
-    double numbers[kOptions];
-    const py::object lr = item_of(group, options_[0].key.ptr());
-    if (!lr) throw py::key_error("lr");
-    numbers[0] = learning_rate(g, lr.ptr());
-    for (int k = 1; k < kOptions; ++k) numbers[k] = number(options_[k], group);
-    std::memcpy(&now.options, numbers, sizeof now.options);
-    if (!lr_tensors_.empty() && lr_tensors_.back().first == g) now.lr = lr.ptr();
-    bool reported = is_new;
-    for (std::size_t k = 0; k < watched; ++k) {
-      double& held = watched_[g * watched + k];
-      const double value = number(options_[kOptions + k], group);
-      reported |= value != held;
-      held = value;
-    }
-    Group& held = groups_[g];
-    // All options but the learning rate, which is the first.
-    reported |= std::memcmp(&held.values.options.lr + 1, &now.options.lr + 1,
-                            sizeof now.options - sizeof(double)) != 0;
-    if (is_new || std::memcmp(&held.values, &now, sizeof now) != 0) {
-      held.values = now;
-      held.step = -1;
+  std::vector<std::size_t> reported;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    read_group(g, as_dict(PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(g))));
+    Group& group = groups_[g];
+    if (group.differs) {
+      std::memcpy(&group.options, group.numbers.data(), sizeof group.options);
+      group.step = -1;
       any_differs = true;
     }
-    if (reported) changed.push_back(g);
+    if (group.is_reported) reported.push_back(g);
   }
-  if (any_differs) {
-    first_of_.clear();
-    for (std::size_t g = 0; g < count; ++g) {
-      const std::string bytes(reinterpret_cast<const char*>(&groups_[g].values), sizeof(Values));
-      groups_[g].first_like = first_of_.try_emplace(bytes, g).first->second;
-    }
+  if (any_differs) find_alike();
+  return reported;
+}
+
+// Finds for each group the first one with the same options.
+void GroupOptions::find_alike() {
+  std::unordered_map<std::string, std::size_t> first_of;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    std::string bytes(reinterpret_cast<const char*>(&group.options), sizeof group.options);
+    bytes.append(reinterpret_cast<const char*>(&group.lr), sizeof group.lr);
+    group.first_like = first_of.try_emplace(std::move(bytes), g).first->second;
   }
-  return changed;
 }
 
 // Waits for the device if the learning rate is a tensor on it.
-double GroupOptions::host_lr(Group& group) {
-  if (!group.waits_for_lr()) return group.values.options.lr;
-  return value_of(group.values.lr);
+double GroupOptions::host_lr(const Group& group) {
+  return group.waits_for_lr ? value_of(group.lr) : group.options.lr;
 }
 
 const StepTerms& GroupOptions::terms_of(const StepOptions& o, double step) {
@@ -160,8 +230,8 @@ const StepTerms& GroupOptions::terms_of(const StepOptions& o, double step) {
 const StepCoefficients& GroupOptions::coefficients(std::size_t index, double step,
                                                    double grad_scale) {
   Group& group = groups_[groups_[index].first_like];
-  if (group.step != step || group.grad_scale != grad_scale || group.waits_for_lr()) {
-    StepOptions options = group.values.options;
+  if (group.step != step || group.grad_scale != grad_scale || group.waits_for_lr) {
+    StepOptions options = group.options;
     options.lr = host_lr(group);
     group.kept = radam::coefficients(terms_of(options, step), options, grad_scale);
     group.step = step;
@@ -173,7 +243,7 @@ const StepCoefficients& GroupOptions::coefficients(std::size_t index, double ste
 DeviceOptions GroupOptions::for_device(std::size_t index, const dlpack::Device& device,
                                        bool capturing) {
   Group& group = groups_[index];
-  DeviceOptions result{group.values.options, nullptr, 0, nullptr, nullptr};
+  DeviceOptions result{group.options, nullptr, 0, nullptr, nullptr};
   for (const auto& [of, lr] : lr_tensors_) {
     if (of != index) continue;
     const Range range = contiguous_range(lr, "lr");

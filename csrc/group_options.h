@@ -1,9 +1,7 @@
 // The options of all parameter groups as numbers, and the coefficients computed from them.
 #pragma once
 
-#include <cmath>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -22,8 +20,9 @@ class GroupOptions {
   // not affect the coefficients, but whose changes read() reports as well.
   GroupOptions(const py::dict& defaults, const std::vector<std::string>& watched);
 
-  // Reads the options of optimizer.param_groups. Returns the groups in which an option other than
-  // the learning rate has changed since the last call. Throws if a value is not a number.
+  // Reads the options of optimizer.param_groups. Returns the groups whose options must be checked:
+  // an option other than the learning rate, or the set of keys, has changed since the last call, or
+  // the learning rate is out of range. Throws if a value is not a number.
   std::vector<std::size_t> read(const py::list& groups);
 
   std::size_t size() const { return groups_.size(); }
@@ -42,45 +41,48 @@ class GroupOptions {
   void release();
 
  private:
-  // The options of a group, compared byte by byte.
-  struct Values {
-    StepOptions options;
-    PyObject* lr;  // the tensor, or null; options.lr is NaN if the tensor is on a device
+  static constexpr std::size_t kNoOption = static_cast<std::size_t>(-1);
+
+  // An item of a parameter group.
+  struct Entry {
+    py::object key;
+    py::object value;    // that of the last call, if it is a constant
+    std::size_t option;  // the first number that it gives; kNoOption: none
   };
   struct Group {
-    Values values{};
+    std::vector<Entry> entries;   // in the order of the group
+    std::vector<double> numbers;  // in the order of names_
+    StepOptions options{};        // the first of them; lr is NaN if the host must wait for it
+    PyObject* lr = nullptr;       // the tensor, or null
+    bool waits_for_lr = false;
+    bool differs = false;  // from the last call
+    bool is_reported = false;
     std::size_t first_like = 0;
     double step = -1;  // step count of `kept`; -1: none
     double grad_scale = 0;
     StepCoefficients kept{};
-
-    bool waits_for_lr() const { return values.lr != nullptr && std::isnan(values.options.lr); }
   };
   struct Terms {
     double beta1, beta2, rectify, rectify_threshold, exact_rectification;
     double step;
     StepTerms terms;
   };
-  struct Option {
-    py::object key;   // in the group
-    Py_ssize_t item;  // within a sequence; -1: the value itself
-    std::string name;
-    double fallback;  // NaN: the group must have the option
-    bool may_be_none;
-  };
-
-  double number(const Option& option, PyObject* group) const;
-  double learning_rate(std::size_t group, PyObject* lr);
-  double host_lr(Group& group);
+  void find_options(Group& group, const py::dict& given, std::size_t index);
+  void read_group(std::size_t index, const py::dict& given);
+  void read_option(Group& group, std::size_t index, std::size_t option, PyObject* value);
+  void read_lr(Group& group, std::size_t index, PyObject* lr);
+  static void set(Group& group, std::size_t option, double number);
+  void find_alike();
+  static double host_lr(const Group& group);
   const StepTerms& terms_of(const StepOptions& options, double step);
 
-  std::vector<Option> options_;  // those of options.def, then the watched ones
+  std::vector<std::string> names_;  // of the numbers: those of options.def, then the watched ones
+  std::vector<double> fallbacks_;   // their defaults; NaN: a group must have the option
+  py::dict index_of_;               // maps a key of a group to the first number that it gives
   std::vector<Group> groups_;
-  std::vector<double> watched_;  // values of the watched options, group by group
   std::vector<std::pair<std::size_t, py::object>> lr_tensors_;  // (group, lr), for one step
   std::vector<Terms> terms_;
   std::size_t oldest_terms_ = 0;
-  std::unordered_map<std::string, std::size_t> first_of_;  // maps the bytes of Values to a group
 };
 
 }  // namespace radam

@@ -42,11 +42,35 @@ std::optional<DType> real_dtype(const dlpack::DataType& dtype) {
   return {};
 }
 
-bool is_expanded(const dlpack::TensorView& view) {
+// Whether two elements share memory.
+bool overlaps_itself(const dlpack::TensorView& view) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
   for (std::int32_t d = 0; d < view.ndim; ++d) {
-    if (view.shape[d] > 1 && view.strides[d] == 0) return true;
+    if (view.shape[d] == 0) return false;
+    if (view.shape[d] != 1) dims.emplace_back(view.strides[d], view.shape[d]);
   }
-  return false;
+  std::sort(dims.begin(), dims.end());
+  std::int64_t last = 0;  // offset of the last element in the dimensions of smaller strides
+  bool is_nested = true;
+  for (const auto& [stride, size] : dims) {
+    is_nested &= stride > last;
+    last += (size - 1) * stride;
+  }
+  if (is_nested || dims.empty()) return false;
+  if (dims.front().first == 0) return true;
+  std::vector<bool> is_taken(static_cast<std::size_t>(last) + 1, false);
+  std::vector<std::int64_t> at(dims.size(), 0);
+  for (std::int64_t offset = 0;;) {
+    if (is_taken[static_cast<std::size_t>(offset)]) return true;
+    is_taken[static_cast<std::size_t>(offset)] = true;
+    std::size_t d = 0;
+    for (; d < dims.size() && ++at[d] == dims[d].second; ++d) {
+      offset -= (dims[d].second - 1) * dims[d].first;
+      at[d] = 0;
+    }
+    if (d == dims.size()) return false;
+    offset += dims[d].first;
+  }
 }
 
 // Whether the elements fill one range of memory without gaps or overlaps, in any order.
@@ -301,7 +325,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   }
   if (!is_as_before) {
     if (fit == Fit::odd || !is_dense(v)) {
-      if (is_expanded(v)) return fail(row, role::param);
+      if (overlaps_itself(v)) return fail(row, role::param);
       row.is_copied = true;
       py::object copy = dense_copy(param, param);
       dense = copy.ptr();

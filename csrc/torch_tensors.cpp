@@ -86,11 +86,11 @@ py::object params_of(const py::list& groups, std::size_t group) {
   if (group >= groups.size()) return py::list();
   PyObject* const held = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(group));
   const py::object params = item_of(held, torch_objects().params);
-  if (!params) throw py::key_error("group " + std::to_string(group) + " has no 'params'");
+  if (!params) throw py::key_error("parameter group " + std::to_string(group) + " has no 'params'");
   if (PyList_Check(params.ptr()) || PyTuple_Check(params.ptr())) return params;
-  const std::string what = "params of group " + std::to_string(group) + ": " +
-                           Py_TYPE(params.ptr())->tp_name + ", expected an iterable of tensors";
-  PyObject* const list = PySequence_Fast(params.ptr(), what.c_str());
+  // The rows of a tensor are no parameters.
+  if (is_tensor(params.ptr())) throw py::type_error("params is a tensor");
+  PyObject* const list = PySequence_Fast(params.ptr(), "params is not iterable");
   if (list == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(list);
 }

@@ -6,13 +6,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import FusedOptimizer
-from .options import ADAM, ADAMW, documents
+from .docstrings import documents
+from .options import ADAM, ADAMW
 
 __all__ = ["FusedAdam", "FusedAdamW"]
 
 
 def _check_tensors(lr: Any, betas: Any, foreach: bool | None, capturable: bool) -> None:
     """Raise the errors of torch.optim.Adam for tensors among the options."""
+    if not isinstance(betas, list | tuple):
+        return
     refused = " as a Tensor is not supported for capturable=False and foreach=True"
     if isinstance(lr, Tensor) and foreach and not capturable:
         raise ValueError("lr" + refused)

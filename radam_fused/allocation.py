@@ -4,7 +4,7 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,16 +14,13 @@ from .extension import _C
 from .options import Group, OptionSet
 from .state import (
     CPU,
-    MOMENTS,
     STATE,
     State,
     arithmetic_dtype,
     counter_dtype,
-    has_own_memory,
-    is_dense,
-    is_narrow,
     needed,
 )
+from .tensors import has_own_memory, is_dense
 
 # Small moments share blocks of memory, and so do step counters: a step then reads memory in order.
 # A block is freed with the last tensor in it.
@@ -108,11 +105,11 @@ def _add_counters(members: Sequence[New]) -> None:
         by_kind[member.counter_device, member.counter_dtype].append(member)
     for (device, dtype), alike in by_kind.items():
         steps = torch.zeros(len(alike), dtype=dtype, device=device)
-        for member, step in zip(alike, _numbers_of(steps), strict=True):
+        for member, step in zip(alike, numbers_of(steps), strict=True):
             member.state["step"] = step
 
 
-def _numbers_of(tensor: Tensor) -> list[Tensor]:
+def numbers_of(tensor: Tensor) -> list[Tensor]:
     """The elements of a new 1-d tensor, as 0-d tensors with a storage of their own."""
     if _C is not None and has_own_memory(tensor) and not tensor.is_meta:
         return [_C.slice_of(tensor, i, [], []) for i in range(len(tensor))]
@@ -170,7 +167,7 @@ def move_counters(counters: Iterable[tuple[State, torch.device, torch.dtype]]) -
             moving[step.device, step.dtype, device, kept].append(step)
     for (*_, device, dtype), steps in moving.items():
         moved = torch.stack([step.detach().reshape(()) for step in steps]).to(device, dtype)
-        for step, number in zip(steps, _numbers_of(moved), strict=True):
+        for step, number in zip(steps, numbers_of(moved), strict=True):
             step.data = number
 
 
@@ -193,38 +190,3 @@ def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
         if is_lazy or any(n > 1 and a != b for n, a, b in strides):
             moved = torch.empty_like(param, dtype=moment.dtype)
             moment.data = moved.copy_(moment)
-
-
-def restore_loaded(
-    groups: Sequence[dict[str, Any]], states: dict[Tensor, Any], state_dict: dict[str, Any]
-) -> None:
-    """Undo two effects of torch's load_state_dict on a state.
-
-    torch casts the moments of 16-bit parameters to the parameter's dtype. It also shares the step
-    counters with the state_dict, so that the optimizer it came from would go on changing them.
-
-    Args:
-        groups: The parameter groups, after loading.
-        states: The state, after loading.
-        state_dict: The state_dict that was loaded.
-    """
-    shared = defaultdict(list)
-    for group, saved_group in zip(groups, state_dict["param_groups"], strict=True):
-        for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
-            saved = state_dict["state"].get(saved_id, {})
-            state = states.get(param, {})
-            step = state.get("step")
-            if isinstance(step, Tensor) and step is saved.get("step") and step.numel() == 1:
-                dtype = step.dtype if step.dtype.itemsize >= 4 else counter_dtype()
-                shared[step.device, step.dtype, dtype].append(state)
-            if not is_narrow(param):
-                continue
-            for key in MOMENTS:
-                if key in saved:
-                    dtype = saved[key].dtype
-                    kept = dtype if dtype == param.dtype else arithmetic_dtype(param)
-                    state[key] = saved[key].to(device=param.device, dtype=kept)
-    for (*_, dtype), alike in shared.items():
-        steps = torch.stack([state["step"].reshape(()) for state in alike]).to(dtype)
-        for state, number in zip(alike, _numbers_of(steps), strict=True):
-            state["step"] = number

@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, overload
 from weakref import WeakSet
 
@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends
-from .allocation import complete_states, move_counters, new, restore_loaded
+from .allocation import complete_states, move_counters, new
 from .backends import Groups, name_of, params_of
 from .flat import FlatGroup, movable
+from .loading import check_state_dict, complete_options, restore_loaded
 from .options import OptionSet, warn_user
 from .plan import Plan
 from .scaling import ForOneStep
 from .state import State
+from .tensors import describe
+from .values import flag
 
 # Only one thread at a time may step an optimizer: Python can switch threads while a step is
 # planned, and a kernel runs without the GIL. A process forked during a step would inherit the lock.
@@ -41,9 +44,6 @@ os.register_at_fork(after_in_child=_unlock_all)
 _check_graph_capture: Callable[[Optimizer], None] = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
-
-# The place of the step counters, which the constructor decides.
-_FIXED = ("capturable", "fused")
 
 
 class FusedOptimizer(Optimizer):
@@ -74,9 +74,18 @@ class FusedOptimizer(Optimizer):
             flatten: Whether parameters and moments move into flat buffers.
             backend: Name of a backend, or "auto".
         """
-        defaults = self._options.group_defaults(values)
         backends.check_name(backend)
-        self._options.check(defaults)  # add_param_group checks only the values of groups
+        if error := flag("flatten")(flatten):
+            raise error
+        self._options.check(values)  # add_param_group checks only the values of groups
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(
+                f"params is the module {type(params).__name__}, expected its parameters: "
+                "module.parameters()"
+            )
+        if not isinstance(params, Iterable):
+            raise TypeError(f"params is {describe(params)}, expected an iterable of tensors")
+        defaults = self._options.group_defaults(values)
         self.backend = backend
         self.flatten = flatten
         self.flat_buffers = []
@@ -86,6 +95,7 @@ class FusedOptimizer(Optimizer):
         self._declare_scaling()
 
     _loading: StateDict | None = None
+    _warned: set[str]  # misspelled options
 
     def _declare_scaling(self) -> None:
         self._step_supports_amp_scaling = bool(self.defaults.get("fused"))
@@ -94,7 +104,12 @@ class FusedOptimizer(Optimizer):
         """Start a new plan, which copies and pickles do not contain."""
         plan = self.__dict__.get("_plan")
         graph_launches = plan.graph_launches() if plan else ()
-        self._plan = Plan(self.backend, self._options, self.flat_buffers, graph_launches)
+        warned = self.__dict__.setdefault("_warned", set())
+        self._plan = Plan(self.backend, self._options, self.flat_buffers, graph_launches, warned)
+
+    def __repr__(self) -> str:
+        groups: str = super().__repr__().removesuffix(")")
+        return f"{groups}backend: {self.backend}\nflatten: {self.flatten}\n)"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as :meth:`torch.optim.Optimizer.add_param_group` does.
@@ -131,6 +146,7 @@ class FusedOptimizer(Optimizer):
         except BaseException:
             del self.param_groups[count:]
             raise
+        self._options.warn_of_misspelled(group, self._warned)
         self._options.warn_if_never_rectified(group)
 
     def _flatten(self, index: int) -> None:
@@ -138,7 +154,7 @@ class FusedOptimizer(Optimizer):
             (name_of(self.param_groups, (index, i)), param)
             for i, param in enumerate(params_of(self.param_groups[index]))
         )
-        flat = FlatGroup(movable(named))
+        flat = FlatGroup.of(movable(named))
         self.flat_buffers.append(flat)
 
     def _find_flat(self, param: Tensor) -> FlatGroup | None:
@@ -176,16 +192,8 @@ class FusedOptimizer(Optimizer):
             self._lock = _new_lock(self)
         self._declare_scaling()
         for index, group in enumerate(self.param_groups):
-            for name in self._options.of_torch:
-                group.setdefault(name, self._options.defaults[name])
-            # An option that torch lacks keeps its value if the loaded group lacks it.
             before = previous[index] if index < len(previous) else self.defaults
-            for name in self._options.ours:
-                if name in before:
-                    group.setdefault(name, before[name])
-            if self._loading is not None:
-                for name in _FIXED:
-                    group[name] = self._options.get(before, name)
+            complete_options(group, before, self._options, loaded=self._loading is not None)
             self._options.drop_defaults(group, keep=self.defaults)
         if self._loading is not None:
             restore_loaded(self.param_groups, self.state, self._loading)
@@ -219,14 +227,27 @@ class FusedOptimizer(Optimizer):
         Args:
             state_dict: A result of :meth:`state_dict`.
 
+        Raises:
+            KeyError: A part, or a tensor of a state, is missing.
+            TypeError: A part has the wrong type.
+            ValueError: It is of another kind of optimizer, or has other groups or shapes; or an
+                option or a step count is out of range.
+            RuntimeError: Options exclude each other.
+
+            After an error, the optimizer is as it was.
+
         Warns:
             UserWarning: An option that the counterpart in torch.optim lacks, AMSGrad for example,
                 has another value in the state_dict. The message says which value holds.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict is {describe(state_dict)}, expected a dict")
 
         def keep(_: Optimizer, final: StateDict) -> None:
+            check_state_dict(final, self.param_groups, self._options)
             self._loading = final
 
+        unchanged = self.__dict__.copy()
         before = [dict(group) for group in self.param_groups]
         # Registered last, the hook sees the state_dict after the user's hooks have changed it.
         handle = self.register_load_state_dict_pre_hook(keep)
@@ -234,6 +255,9 @@ class FusedOptimizer(Optimizer):
             super().load_state_dict(state_dict)
             if self._loading is not None:
                 self._warn_of_differences(before, self._loading["param_groups"])
+        except BaseException:
+            self.__dict__.update(unchanged)
+            raise
         finally:
             handle.remove()
             self._loading = None
@@ -283,10 +307,13 @@ class FusedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: A gradient is sparse, or the named backend cannot update a parameter.
-            TypeError: A parameter with a gradient has an unsupported dtype.
-            ValueError: A gradient or a state differs from its parameter in device, shape or dtype,
-                two parameters overlap in memory, a storage was freed, or a step count is negative,
-                infinite or NaN.
+            TypeError: A parameter with a gradient has an unsupported dtype, or an option, a
+                parameter or a state has the wrong type.
+            KeyError: A state lacks a tensor, or a group lacks an option.
+            ValueError: An option is out of range; a gradient differs from its parameter in device
+                or shape, or a state in device, shape or dtype; two parameters overlap in memory, a
+                storage was freed, or a step count is negative, infinite or NaN. A gradient can have
+                another dtype (``param.grad_dtype``): a step uses its values unrounded.
 
             After an error, all parameters and states have their old values.
         """

@@ -9,7 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from .extension import _C, unavailable_reason
 from .overlap import extent, first_overlap
-from .state import State, can_step, has_own_memory, is_dense, is_freed
+from .state import State, can_step
+from .tensors import check_memory, describe, has_own_memory, is_dense, is_freed
 
 __all__ = ["FlatBuffer", "FlatGroup"]
 
@@ -34,6 +35,13 @@ class Slot(NamedTuple):
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
+
+    def __str__(self) -> str:
+        end = self.offset + self.shape.numel()
+        return f"{self.offset}..{end}  {self.name} {tuple(self.shape)}"
+
+    def __repr__(self) -> str:
+        return f"Slot({self})"
 
     def slice(self, buffer: Tensor) -> Tensor:
         """The part of a buffer at this position, as a tensor with its own storage."""
@@ -117,6 +125,13 @@ class FlatBuffer:
             part.copy_(slot.param.detach())
             slot.param.data = part
 
+    def __str__(self) -> str:
+        dtype = str(self.data.dtype).removeprefix("torch.")
+        return f"{self.data.device} {dtype}, {len(self.data)} elements"
+
+    def __repr__(self) -> str:
+        return f"FlatBuffer({len(self.slots)} parameters, {self})"
+
     def zeros(self, dtype: torch.dtype) -> Tensor:
         """A new, aligned buffer of zeros with this layout."""
         unit = ALIGNMENT // dtype.itemsize
@@ -180,8 +195,10 @@ class FlatGroup:
         buffers: The buffers, in the order in which device and dtype first appear in params.
 
     Raises:
-        ValueError: A parameter is not dense, or overlaps another one in memory.
-        TypeError: A parameter is a tensor subclass that keeps its memory in other tensors.
+        ValueError: There is no parameter; or a parameter is not dense, has been freed, or overlaps
+            another one in memory.
+        TypeError: Something is no tensor, or a tensor subclass that keeps its memory in other
+            tensors.
         RuntimeError: The extension cannot be loaded; the message says why.
 
     Example:
@@ -195,25 +212,34 @@ class FlatGroup:
     def __init__(
         self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, gradients: bool = False
     ) -> None:
+        named = _named(params)
+        if not named:
+            raise ValueError("params has no parameter, expected at least one")
+        self._fill(named)
+        if gradients:
+            self.flatten_gradients()
+
+    @classmethod
+    def of(cls, named: Sequence[tuple[str, Tensor]]) -> "FlatGroup":
+        """As the constructor, also for no parameter: none of an optimizer's group can move."""
+        flat = cls.__new__(cls)
+        flat._fill(_named(named))
+        return flat
+
+    def _fill(self, named: Sequence[tuple[str, Tensor]]) -> None:
         if unavailable_reason is not None:
             raise RuntimeError(f"flat buffers need the extension: {unavailable_reason}")
-        named: dict[int, tuple[str, Tensor]] = {}
-        for i, item in enumerate(params):
-            name, param = item if isinstance(item, tuple) else (f"parameter {i}", item)
-            named.setdefault(id(param), (name, param))
-        for name, param in named.values():
+        for name, param in named:
             _check(param, name)
-        _check_apart(list(named.values()))
+        _check_apart(named)
         by_kind: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}
-        for name, param in named.values():
+        for name, param in named:
             by_kind.setdefault((param.device, param.dtype), []).append((name, param))
         with torch.no_grad():
             self.buffers = [FlatBuffer(members) for members in by_kind.values()]
         self._places = {
             id(slot.param): (buffer, slot) for buffer in self.buffers for slot in buffer.slots
         }
-        if gradients:
-            self.flatten_gradients()
 
     def flatten_gradients(self) -> None:
         """Move the gradients into contiguous buffers, in which autograd then accumulates.
@@ -262,12 +288,12 @@ class FlatGroup:
     def __str__(self) -> str:
         lines = []
         for buffer in self.buffers:
-            dtype = str(buffer.data.dtype).removeprefix("torch.")
-            lines.append(f"{buffer.data.device} {dtype}, {len(buffer.data)} elements")
-            for slot in buffer.slots:
-                end = slot.offset + slot.param.numel()
-                lines.append(f"  {slot.offset}..{end}  {slot.name} {tuple(slot.param.shape)}")
-        return "\n".join(lines)
+            lines += [str(buffer), *(f"  {slot}" for slot in buffer.slots)]
+        return "\n".join(lines) or "no parameters"
+
+    def __repr__(self) -> str:
+        buffers = "; ".join(map(str, self.buffers))
+        return f"FlatGroup({len(self._places)} parameters{': ' * bool(buffers)}{buffers})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy makes new buffers for the copied parameters.
@@ -276,15 +302,36 @@ class FlatGroup:
 
 
 def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatGroup:
-    return FlatGroup(named, gradients=gradients)
+    flat = FlatGroup.of(named)
+    if gradients:
+        flat.flatten_gradients()
+    return flat
+
+
+def _named(params: Any) -> list[tuple[str, Tensor]]:
+    """Parameters with their names, each once."""
+    if isinstance(params, Tensor | str | dict) or not isinstance(params, Iterable):
+        what = describe(params) if isinstance(params, Tensor) else type(params).__name__
+        raise TypeError(f"params is {what}, expected an iterable of parameters")
+    named: dict[int, tuple[str, Tensor]] = {}
+    for i, item in enumerate(params):
+        is_pair = isinstance(item, tuple) and len(item) == 2
+        name, param = item if is_pair else (f"parameter {i}", item)
+        if not isinstance(param, Tensor):
+            raise TypeError(f"{name} is {describe(param)}, expected a tensor")
+        named.setdefault(id(param), (name, param))
+    return list(named.values())
 
 
 def _check(param: Tensor, name: str) -> None:
+    if param.layout != torch.strided:
+        raise ValueError(f"{name} has layout {param.layout}, expected torch.strided")
     if not has_own_memory(param) or param.is_meta:
         raise TypeError(
             f"{name} is a {type(param).__name__} on {param.device} without its own memory, "
             "expected a parameter that can move into a flat buffer"
         )
+    check_memory(param, name)
     if not is_dense(param):
         raise ValueError(
             f"{name} is not dense (strides {param.stride()} for shape {tuple(param.shape)}), "

@@ -1,6 +1,6 @@
 """radam_step_, the step as a function of lists of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
@@ -9,9 +9,12 @@ from torch import Tensor
 
 from . import backends
 from .allocation import move_counters
-from .options import COEFFICIENTS, RADAM, documents
-from .plan import Launches, are_apart
+from .docstrings import documents
+from .faults import changed
+from .launch_set import Launches, are_apart
+from .options import COEFFICIENTS, RADAM
 from .state import CPU, MOMENTS, check_grad, check_param, check_state, counter_dtype
+from .tensors import describe
 
 __all__ = ["radam_step_"]
 
@@ -49,7 +52,8 @@ def radam_step_(
 
     Raises:
         ValueError: An argument is out of range, or a tensor does not fit its parameter.
-        TypeError: A parameter has an unsupported dtype, or an option does not exist.
+        TypeError: An argument has the wrong type, a parameter has an unsupported dtype, or an
+            option does not exist.
         RuntimeError: A gradient is sparse, the named backend cannot update a parameter, or a CUDA
             graph is being captured.
     """
@@ -70,9 +74,12 @@ def radam_step_(
     }
     if max_exp_avg_sqs is not None:
         lists["max_exp_avg_sq"] = max_exp_avg_sqs
-    for name, tensors in {"grads": grads, **lists}.items():
-        if len(tensors) != len(params):
-            raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(params)}")
+    _check_lists(
+        params=params,
+        grads=grads,
+        state_steps=state_steps,
+        **{f"{key}s": tensors for key, tensors in lists.items() if key != "step"},
+    )
 
     launches, states = Launches(), {}
     moments = [name for name in lists if name in MOMENTS]
@@ -81,10 +88,12 @@ def radam_step_(
         name = f"parameter {i}"
         state = {key: tensors[i] for key, tensors in lists.items()}
         check_param(param, name)
-        if grad is None:
-            raise ValueError(f"gradient of {name} is None, expected a tensor")
         check_grad(param, grad, name)
         check_state(param, state, name)
+        if not isinstance(state["step"], Tensor):
+            raise TypeError(
+                f"step of {name} is {state['step']!r}, expected a tensor of one element"
+            )
         alias = param.detach()
         alias.grad_dtype = None  # any floating dtype
         alias.grad = grad
@@ -100,8 +109,7 @@ def radam_step_(
     if step.numbers is not None:
         step.numbers.read(step.groups)
     if not launches.read(step.groups, states):
-        (_, i), tensor = launches.misfit()
-        raise RuntimeError(f"{tensor} of parameter {i} changed while the step was prepared")
+        raise changed(step.groups, states, *launches.misfit())
     are_apart(launches, step.groups, states)
     launches.compute(step)
     launches.run()
@@ -113,6 +121,17 @@ def radam_step_(
                 lists[key][i].copy_(states[alias][key])
     for counter in state_steps:
         counter += 1
+
+
+def _check_lists(**lists: Any) -> None:
+    for name, tensors in lists.items():
+        is_list = hasattr(tensors, "__len__") and hasattr(tensors, "__getitem__")
+        if not is_list or isinstance(tensors, Tensor | str | Mapping):
+            raise TypeError(f"{name} is {describe(tensors)}, expected a list of tensors")
+    expected = len(lists["params"])
+    for name, tensors in lists.items():
+        if len(tensors) != expected:
+            raise ValueError(f"{name} has {len(tensors)} tensors, expected {expected}")
 
 
 def _with_options() -> Any:

@@ -9,7 +9,8 @@ from torch.optim.optimizer import ParamsT
 from . import rectification
 from .backends import params_of
 from .base import FusedOptimizer
-from .options import RADAM, documents
+from .docstrings import documents
+from .options import RADAM
 
 __all__ = ["FusedRAdam", "Rectification"]
 

@@ -2,15 +2,16 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from inspect import signature
-from textwrap import fill, indent
-from typing import Any, NamedTuple, TypeVar
+from functools import cache
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .rectification import rho_inf
+from .values import Domain, decay_rates, flag, number
 
 Group = Mapping[str, Any]
 
@@ -32,61 +33,49 @@ class Option(NamedTuple):
         default: Its default.
         feeds: The part of a step that it affects.
         doc: Its documentation.
-        check: Returns the error message for a value, given the values of all options; None if it is
-            valid.
-        error: The type of that error.
+        domain: Its values.
     """
 
     name: str
     default: Any
     feeds: Feeds
     doc: str
-    check: Callable[[Any, Group], str | None] = lambda value, values: None
-    error: type[Exception] = ValueError
+    domain: Domain
 
 
-def _check_lr(lr: Any, _: Group) -> str | None:
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        return "Tensor lr must be 1-element"
-    return None if lr >= 0.0 else f"Invalid learning rate: {lr}"
+def _flag(name: str, default: bool, feeds: Feeds, doc: str) -> Option:
+    return Option(name, default, feeds, doc, flag(name))
 
 
-def _check_betas(betas: Any, _: Group) -> str | None:
-    for index, beta in enumerate(betas):
-        if not 0.0 <= beta < 1.0:
-            return f"Invalid beta parameter at index {index}: {beta}"
-    return None
+def _optional_flag(name: str, feeds: Feeds, doc: str) -> Option:
+    return Option(name, None, feeds, doc, flag(name, or_none=True))
 
 
-def _check_eps(eps: Any, _: Group) -> str | None:
-    return None if eps >= 0.0 else f"Invalid epsilon value: {eps}"
-
-
-def _check_weight_decay(decay: Any, _: Group) -> str | None:
-    return None if decay >= 0.0 else f"Invalid weight_decay value: {decay}"
-
-
-def _check_threshold(threshold: Any, values: Group) -> str | None:
+def _threshold_is_low(values: Group) -> Exception | None:
     # Below, the variance that r_t divides by is infinite.
     least = 2.0 if values["exact_rectification"] else 4.0
+    threshold = values["rectify_threshold"]
     if threshold >= least:
         return None
-    return f"Invalid rectify_threshold value: {threshold}, expected at least {least}"
+    return ValueError(f"Invalid rectify_threshold value: {threshold}, expected at least {least:g}")
 
 
-def _check_absolute(absolute: Any, values: Group) -> str | None:
-    if absolute and not values["decoupled_weight_decay"]:
-        return "absolute_weight_decay=True requires decoupled_weight_decay=True"
+def _decay_is_absolute(values: Group) -> Exception | None:
+    if values["absolute_weight_decay"] and not values["decoupled_weight_decay"]:
+        return ValueError("absolute_weight_decay=True requires decoupled_weight_decay=True")
     return None
 
 
-def _check_fused(fused: Any, values: Group) -> str | None:
-    if fused and values["differentiable"]:
-        return "`fused` does not support `differentiable`"
-    if fused and values["foreach"]:
-        return "`fused` and `foreach` cannot be `True` together."
+def _fused_is_excluded(values: Group) -> Exception | None:
+    if values["fused"] and values["differentiable"]:
+        return RuntimeError("`fused` does not support `differentiable`")
+    if values["fused"] and values["foreach"]:
+        return RuntimeError("`fused` and `foreach` cannot be `True` together.")
     return None
 
+
+# Each returns the error of a combination of options, or None.
+RULES = (_threshold_is_low, _decay_is_absolute, _fused_is_excluded)
 
 _NUMBERS, _PLAN = Feeds.COEFFICIENTS, Feeds.PLAN
 
@@ -98,20 +87,26 @@ OPTIONS = (
         _NUMBERS,
         "Learning rate: a number, or a tensor of one element that every step reads. A step with "
         "rate 0 changes no parameter, whatever the other options.",
-        _check_lr,
+        number("lr", "learning rate"),
     ),
     Option(
         "betas",
         (0.9, 0.999),
         _NUMBERS,
         "Decay rates of the first and the second moment, each in [0, 1).",
-        _check_betas,
+        decay_rates("betas"),
     ),
-    Option("eps", 1e-8, _NUMBERS, "Term added to the denominator.", _check_eps),
-    Option("weight_decay", 0, _NUMBERS, "Decay rate.", _check_weight_decay),
-    Option("maximize", False, _NUMBERS, "Ascend instead of descend."),
-    Option("foreach", None, Feeds.NOTHING, "Ignored; accepted for compatibility with torch."),
     Option(
+        "eps",
+        1e-8,
+        _NUMBERS,
+        "Term added to the denominator.",
+        number("eps", "epsilon value"),
+    ),
+    Option("weight_decay", 0, _NUMBERS, "Decay rate.", number("weight_decay")),
+    _flag("maximize", False, _NUMBERS, "Ascend instead of descend."),
+    _optional_flag("foreach", Feeds.NOTHING, "Ignored; accepted for compatibility with torch."),
+    _flag(
         "capturable",
         False,
         _PLAN,
@@ -120,35 +115,32 @@ OPTIONS = (
         "rate. It uses the other options of the time of the capture, as with torch's optimizers. "
         "Keep the optimizer as long as the graph.",
     ),
-    Option(
+    _flag(
         "decoupled_weight_decay",
         False,
         _NUMBERS,
         "Multiply the parameter by ``1 - lr * weight_decay`` as AdamW does, instead of adding "
         "``weight_decay`` times the parameter to the gradient (L2).",
     ),
-    Option(
+    _flag(
         "differentiable", False, _PLAN, "Let autograd record the step. Requires the eager backend."
     ),
-    Option(
+    _optional_flag(
         "fused",
-        None,
         _PLAN,
         "True: with :class:`torch.amp.GradScaler`, the step itself divides the gradients by the "
         "scale and skips the update after an overflow; the step counters are on the devices of the "
         "parameters. None and False: the scaler unscales the gradients and skips the step, as with "
         "torch.optim.RAdam. It does not affect the choice of a backend.",
-        _check_fused,
-        RuntimeError,
     ),
-    Option(
+    _flag(
         "amsgrad",
         False,
         _PLAN,
         "Divide by the root of the running maximum of the second moment (arXiv 1904.09237). The "
         "state holds it as ``max_exp_avg_sq``.",
     ),
-    Option(
+    _flag(
         "rectify",
         True,
         _NUMBERS,
@@ -161,9 +153,9 @@ OPTIONS = (
         _NUMBERS,
         "A step is rectified if rho_t is greater. At least 4, or at least 2 with "
         "``exact_rectification``.",
-        _check_threshold,
+        number("rectify_threshold", finite=False),
     ),
-    Option(
+    _flag(
         "exact_rectification",
         False,
         _NUMBERS,
@@ -171,32 +163,31 @@ OPTIONS = (
         "first-order approximation, which is 3.3 times too high at ``rho_t = 5``. Early rectified "
         "steps become larger; with a lower threshold they begin earlier.",
     ),
-    Option(
+    _flag(
         "degenerated_to_sgd",
         True,
         _NUMBERS,
         "A step that is not rectified is SGD with bias-corrected momentum. False: it is skipped.",
     ),
-    Option(
+    _flag(
         "eps_after_bias_correction",
         False,
         _NUMBERS,
         "Add eps to the root of the bias-corrected second moment.",
     ),
-    Option(
+    _flag(
         "absolute_weight_decay",
         False,
         _NUMBERS,
         "With decoupled decay, multiply by ``1 - weight_decay``, unless the learning rate is 0.",
-        _check_absolute,
     ),
-    Option(
+    _flag(
         "decay_skipped_steps",
         True,
         _NUMBERS,
         "Apply decoupled decay also in skipped steps.",
     ),
-    Option(
+    _flag(
         "moments_in_param_dtype",
         False,
         Feeds.STATE,
@@ -207,6 +198,7 @@ OPTIONS = (
 )
 
 COEFFICIENTS = tuple(option.name for option in OPTIONS if option.feeds is Feeds.COEFFICIENTS)
+NAMES = tuple(option.name for option in OPTIONS)
 PLAN = tuple(option.name for option in OPTIONS if option.feeds is Feeds.PLAN)
 
 # The options of the coefficients as a vector of float64, in the order of csrc/options.def.
@@ -216,6 +208,26 @@ OPTION_NAMES = (
     "beta2",
     *(name for name in COEFFICIENTS if name not in ("lr", "betas")),
 )
+
+
+@cache
+def _misspelled(key: Any) -> str | None:
+    """The option whose name becomes `key` by one edit: a character more, less, other or swapped."""
+    names = NAMES if isinstance(key, str) else ()
+    return next((name for name in names if _are_one_edit_apart(key, name)), None)
+
+
+def _are_one_edit_apart(a: str, b: str) -> bool:
+    start = _common(a, b)
+    a, b = a[start:], b[start:]
+    end = _common(a[::-1], b[::-1])
+    a, b = a[: len(a) - end], b[: len(b) - end]
+    return max(len(a), len(b)) == 1 or (len(a) == 2 and a == b[::-1])
+
+
+def _common(a: str, b: str) -> int:
+    """The length of the common beginning of two strings."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 class OptionSet:
@@ -264,18 +276,41 @@ class OptionSet:
             if name in group and name not in keep and self.is_default(group, name):
                 del group[name]
 
-    def check(self, group: Group) -> None:
-        """Check the options of a group. Messages are those of torch where torch checks the option.
+    def check(self, group: Group, index: int | None = None) -> None:
+        """Check the options of a group. Messages begin as those of torch where it has one.
+
+        Args:
+            group: The group.
+            index: Its index, which the message then names.
 
         Raises:
+            TypeError: A value has the wrong type.
             ValueError: A value is out of range.
             RuntimeError: Options exclude each other.
         """
         values = {name: self.get(group, name) for name in self.defaults}
-        for option in OPTIONS:
-            message = option.check(values[option.name], values)
-            if message is not None:
-                raise option.error(message)
+        found = (option.domain(values[option.name]) for option in OPTIONS)
+        error = next(filter(None, found), None)
+        error = error or next(filter(None, (rule(values) for rule in RULES)), None)
+        if error is not None:
+            where = "" if index is None else f", in parameter group {index}"
+            raise type(error)(f"{error}{where}")
+
+    def warn_of_misspelled(self, group: Group, warned: set[str]) -> None:
+        """Warn of keys that are no options, but nearly the name of one.
+
+        Args:
+            group: The group.
+            warned: Keys that need no warning; those of this warning are added.
+        """
+        for key in group:
+            meant = None if key in self.defaults or key in warned else _misspelled(key)
+            if meant is not None:
+                warned.add(key)
+                warn_user(
+                    f"a parameter group has {key!r}, which is no option and has no effect; "
+                    f"did you mean {meant!r}?"
+                )
 
     def planned(self, group: Group) -> tuple[Any, ...]:
         """The values of the options that determine the launch of a parameter."""
@@ -339,28 +374,3 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in (__package__, "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
-
-
-Documented = TypeVar("Documented")
-
-
-def documents(only: Sequence[str] = ()) -> Callable[[Documented], Documented]:
-    """A decorator that replaces ``{options}`` in a docstring by the documentation of options.
-
-    Args:
-        only: Names of the options to document; empty for those that the signature names.
-    """
-
-    def document(documented: Documented) -> Documented:
-        text = documented.__doc__
-        if text is not None:  # python -OO
-            names = only or signature(documented).parameters  # type: ignore[arg-type]
-            lines = [
-                indent(fill(f"{o.name}: {o.doc}", 92, subsequent_indent="    "), " " * 8)
-                for o in OPTIONS
-                if o.name in names
-            ]
-            documented.__doc__ = text.replace("        {options}", "\n".join(lines))
-        return documented
-
-    return document

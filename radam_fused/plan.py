@@ -1,145 +1,28 @@
 """The plan of a step: which launch updates each parameter, kept while it fits the tensors."""
 
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from . import backends
-from .allocation import New, complete_states, move_counters, new, take_over_layout
+from .allocation import New, complete_states, move_counters, new
 from .backends import (
     Backend,
     Groups,
-    Kind,
     Launch,
     Place,
     Step,
-    TableLaunch,
     name_of,
     params_of,
 )
 from .extension import _C
+from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
+from .launch_set import Launches, States, are_apart
 from .options import OptionSet
-from .overlap import Range, extent, first_overlap
-from .state import MOMENTS, State, check_grad, check_param, check_state, has_own_memory
-
-States = MutableMapping[Tensor, Any]
-
-
-class Launches:
-    """The launches of a step. All of them read, then all compute, then all run."""
-
-    def __init__(self) -> None:
-        self._by_kind: dict[tuple[str, Kind], Launch] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_kind)
-
-    def __iter__(self) -> Iterator[Launch]:
-        return iter(self._by_kind.values())
-
-    def add(
-        self,
-        place: Place,
-        param: Tensor,
-        grad: Tensor,
-        state: State,
-        moments: Sequence[str],
-        backend: Backend,
-        counts_on_device: bool = False,
-        slot: Slot | None = None,
-    ) -> None:
-        """Add a parameter to the launch of its kind.
-
-        Its moments get the memory order of the parameter; each stays the same object.
-
-        Args:
-            place: Position of the parameter in the groups.
-            param: The parameter.
-            grad: Its gradient.
-            state: Its state.
-            moments: Names of the moments that the step needs.
-            backend: The backend that updates it.
-            counts_on_device: Whether its device counts its steps.
-            slot: Its slot in a flat buffer, or None.
-        """
-        if backend.name != "eager":
-            take_over_layout(param, state, moments)
-        kind = Kind(
-            param.device,
-            param.dtype,
-            grad.dtype,
-            state["exp_avg"].dtype,
-            state["step"].dtype,
-            ("step", *moments),
-            counts_on_device,
-        )
-        if (backend.name, kind) not in self._by_kind:
-            self._by_kind[backend.name, kind] = backend.launch(kind)
-        types = {type(tensor) for tensor in (param, grad, *state.values())}
-        self._by_kind[backend.name, kind].add(place, types, slot)
-
-    def read(self, groups: Groups, states: States) -> bool:
-        """Read every launch; False if a parameter does not fit its launch any more."""
-        return all(launch.read(groups, states) for launch in self._by_kind.values())
-
-    def have_moved(self) -> bool:
-        """Whether a tensor that the step writes lies at another address than at the last step."""
-        return any(launch.has_moved() for launch in self._by_kind.values())
-
-    def misfit(self) -> tuple[Place, str]:
-        """The place of a parameter that does not fit its launch, and the name of its tensor."""
-        return next(found for found in (launch.misfit() for launch in self) if found[1])
-
-    def compute(self, step: Step) -> None:
-        """Compute every launch. Writes nothing."""
-        for launch in self._by_kind.values():
-            launch.compute(step)
-
-    def run(self) -> None:
-        """Run every launch."""
-        for launch in self._by_kind.values():
-            launch.run()
-
-    def release(self) -> None:
-        """Release every tensor that was read, without a step."""
-        for launch in self._by_kind.values():
-            launch.release()
-
-
-def are_apart(launches: Launches, groups: Groups, states: States) -> bool:
-    """Check that no two tensors that the step writes overlap in memory.
-
-    Returns:
-        False if a parameter has come to stand at the place of another one that is stepped.
-
-    Raises:
-        ValueError: Two tensors overlap; the message names both.
-    """
-    tables = [launch.table for launch in launches if isinstance(launch, TableLaunch)]
-    if len(tables) == len(launches) and _C.TensorTable.are_apart(tables):
-        return True
-    dense, gapped = [], []
-    params = [params_of(group) for group in groups]
-    known: dict[int, Place] = {}
-    for launch in launches:
-        for place, role, first, end in launch.written_ranges():
-            param = params[place[0]][place[1]]
-            if known.setdefault(id(param), place) != place:
-                return False
-            tensor = param if role == "param" else states[param][role]
-            name = name_of(groups, place)
-            name = name if role == "param" else f"{role} of {name}"
-            if end > 0:
-                dense.append(Range(str(tensor.device), first, end, name, tensor))
-            else:
-                gapped.append(extent(tensor, name))
-    overlap = first_overlap(dense, gapped)
-    if overlap is not None:
-        one, other = overlap
-        raise ValueError(f"{other} overlaps {one} in memory, expected separate tensors")
-    return True
+from .state import MOMENTS, State, check_grad, check_param, check_state
+from .tensors import has_own_memory
 
 
 class _Planned(NamedTuple):
@@ -162,6 +45,7 @@ class Plan:
         options: The options of the optimizer's class.
         flat_groups: The flat buffers of each parameter group; empty without them.
         graph_launches: Launches of earlier plans whose memory captured graphs still use.
+        warned: Misspelled options that the user has been warned of.
 
     Attributes:
         launches: The launches of the planned parameters.
@@ -173,12 +57,14 @@ class Plan:
         options: OptionSet,
         flat_groups: Sequence[FlatGroup] = (),
         graph_launches: Sequence[Launch] = (),
+        warned: set[str] | None = None,
     ) -> None:
         self.launches = Launches()
         self._backend = backend
         self._options = options
         self._flat_groups = flat_groups
         self._graph_launches = graph_launches
+        self._warned = set() if warned is None else warned
         self._waiting: Any = None  # parameters in no launch yet; None: nothing is planned
         self._numbers: Any = None  # the options of the groups, as numbers
         self._planned: list[tuple[Any, ...]] = []  # of each group, the options of the plan
@@ -208,9 +94,13 @@ class Plan:
             capturing = backends.is_capturing()
             step = Step(groups, self._options, self._numbers, grad_scale, found_inf, capturing)
             self.launches.compute(step)
-        except BaseException:
+        except BaseException as error:
             self._remove_added(states)
             self._added = []
+            if isinstance(error, Exception):
+                fault = find_fault(groups, states, self._options)
+                if fault is not None:
+                    raise fault from None
             raise
         self._added = []
         self.launches.run()
@@ -235,17 +125,14 @@ class Plan:
 
     def _read_planned(self, groups: Groups, states: States) -> None:
         if not self.launches.read(groups, states):
-            place, tensor = self.launches.misfit()
-            raise RuntimeError(
-                f"{tensor} of {name_of(groups, place)} changed while the step was prepared"
-            )
+            raise changed(groups, states, *self.launches.misfit())
 
     def _fits(self, groups: Groups, states: States) -> bool:
         """Whether the plan still holds; adds parameters with a first gradient to it."""
         if self._waiting is None:
             return False
         for index in self._numbers.read(groups):
-            self._options.check(groups[index])
+            self._check_options(groups, index)
             planned = self._planned[index] if index < len(self._planned) else None
             if planned != self._options.planned(groups[index]):
                 return False
@@ -254,13 +141,17 @@ class Plan:
             self._add(late, groups, states)
         return late is not None
 
+    def _check_options(self, groups: Groups, index: int) -> None:
+        self._options.check(groups[index], index)
+        self._options.warn_of_misspelled(groups[index], self._warned)
+
     def _plan_all(self, groups: Groups, states: States) -> None:
         """Plan every parameter that has a gradient, in new launches."""
         self.launches.release()
         self._graph_launches, self.launches = self.graph_launches(), Launches()
         self._waiting = None
-        for group in groups:
-            self._options.check(group)
+        for index in range(len(groups)):
+            self._check_options(groups, index)
         self._planned = [self._options.planned(group) for group in groups]
         self._numbers = backends.new_numbers(self._options)
         if _C is None:  # only eager is available; every step plans
@@ -324,9 +215,9 @@ class Plan:
         for place in places:
             group = groups[place[0]]
             param, name = params[place[0]][place[1]], name_of(groups, place)
-            grad, state = param.grad, states.get(param)
+            grad, state = param.grad, states.get(param, {})
             if grad is None:
-                raise RuntimeError(f"grad of {name} changed while the step was prepared")
+                raise changed(groups, states, place, "grad")
             if self._options.get(group, "fused") and param.is_meta:
                 raise RuntimeError(
                     "`fused=True` requires all the params to be floating point Tensors of "
@@ -334,7 +225,7 @@ class Plan:
                 )
             check_param(param, name)
             check_grad(param, grad, name, self._options.name)
-            if state:
+            if not isinstance(state, Mapping) or len(state) > 0:
                 check_state(param, state, name)
             home = self._home(param)
             if home is not None:
@@ -345,7 +236,6 @@ class Plan:
                 chosen[kind] = backends.select(
                     self._backend, param, name, differentiable, capturable
                 )
-            state = {} if state is None else state
             backend = self._addressing(chosen[kind], (grad, *state.values()), name)
             needs = new(param, state, group, self._options)
             on_device = backend.supports_capturable and self._counts_on_device(group, state)

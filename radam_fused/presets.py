@@ -8,7 +8,7 @@ torch.optim.RAdam; it does not set the learning rate and the weight decay.
 from collections.abc import Mapping
 from math import nextafter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["PRESETS"]
 
@@ -39,6 +39,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"rectify_threshold": 4.0, "eps": 2.0**-126},
 }
 
+
+class _Presets(dict[str, Mapping[str, Any]]):
+    def __missing__(self, name: object) -> NoReturn:
+        raise KeyError(f"no preset is named {name!r}, expected one of {', '.join(self)}")
+
+
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {name: MappingProxyType(options) for name, options in _PRESETS.items()}
+    _Presets((name, MappingProxyType(options)) for name, options in _PRESETS.items())
 )

@@ -1,12 +1,15 @@
 """The tensors of a step: those of a state are declared here, once; and the checks of them all."""
 
+from collections.abc import Mapping
 from math import inf
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .options import Group, OptionSet
+from .tensors import check_memory, check_writable, describe, has_own_memory, overlaps_itself
 
 State = dict[str, Any]
 
@@ -80,70 +83,40 @@ def counter_dtype(fused: bool = False) -> torch.dtype:
     return torch.float64
 
 
-def has_own_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has memory, unlike a subclass that wraps other tensors, such as DTensor."""
-    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one range of memory without gaps or overlaps, in any order."""
-    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
-
-
 def can_step(param: Tensor) -> bool:
     """Whether a parameter has a dtype and a layout that a step supports."""
-    return param.dtype in _ARITHMETIC and param.layout == torch.strided and not _is_expanded(param)
-
-
-def _is_expanded(tensor: Tensor) -> bool:
-    strides = zip(tensor.shape, tensor.stride(), strict=True)
-    return any(stride == 0 and size > 1 for size, stride in strides)
-
-
-def is_freed(tensor: Tensor) -> bool:
-    """Whether the storage of a tensor has been freed."""
-    return has_own_memory(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
-
-
-def check_memory(tensor: Tensor, name: str) -> None:
-    """Check that a tensor has memory.
-
-    Raises:
-        ValueError: Its storage was freed, as by ``tensor.untyped_storage().resize_(0)``.
-    """
-    if is_freed(tensor):
-        raise ValueError(f"the storage of {name} has been freed, expected memory")
+    is_strided = param.layout == torch.strided
+    return param.dtype in _ARITHMETIC and is_strided and not overlaps_itself(param)
 
 
 def check_param(param: Tensor, name: str) -> None:
     """Check a parameter.
 
     Raises:
-        TypeError: The dtype is none of float64, float32, bfloat16, float16, complex128, complex64.
+        TypeError: It is no tensor, or its dtype is none of float64, float32, bfloat16, float16,
+            complex128 and complex64.
         ValueError: The layout is not strided, several elements share memory, or the storage was
             freed.
     """
+    if not isinstance(param, Tensor):
+        raise TypeError(f"{name} is {describe(param)}, expected a tensor")
     if param.dtype not in _ARITHMETIC:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ARITHMETIC)
         raise TypeError(f"{name} has dtype {param.dtype}, expected one of {supported}")
-    if param.layout != torch.strided:
-        raise ValueError(f"{name} has layout {param.layout}, expected torch.strided")
-    if _is_expanded(param):
-        raise ValueError(
-            f"{name} is expanded (strides {param.stride()} for shape {tuple(param.shape)}), "
-            "expected no elements that share memory"
-        )
-    check_memory(param, name)
+    check_writable(param, name)
 
 
 def check_grad(param: Tensor, grad: Tensor, name: str, algorithm: str = "RAdam") -> None:
-    """Check a gradient against its parameter.
+    """Check a gradient against its parameter. It can have another real or complex dtype.
 
     Raises:
+        TypeError: It is no tensor.
         RuntimeError: The gradient is sparse.
-        ValueError: Its device or shape differs from the parameter's, only one is complex, or its
-            storage was freed.
+        ValueError: Its device or shape differs from the parameter's, only one is complex, its dtype
+            is no dtype of a parameter, or its storage was freed.
     """
+    if not isinstance(grad, Tensor):
+        raise TypeError(f"gradient of {name} is {describe(grad)}, expected a tensor")
     if grad.layout != torch.strided:
         raise RuntimeError(f"{algorithm} does not support sparse gradients: gradient of {name}")
     if grad.device != param.device:
@@ -167,40 +140,79 @@ def check_count(count: float, name: str) -> None:
         raise ValueError(f"step of {name} is {count}, expected a count of at least 0")
 
 
-def check_state(param: Tensor, state: State, name: str) -> None:
+def check_step(step: Any, name: str) -> None:
+    """Check a step counter.
+
+    Raises:
+        TypeError: It is no real number, and no tensor of one.
+        ValueError: It has several elements or no memory; or it is a number that is negative,
+            infinite or NaN. The value of a tensor is not read.
+    """
+    if not isinstance(step, Tensor):
+        if not isinstance(step, Real):
+            raise TypeError(f"step of {name} is {describe(step)}, expected one number")
+        check_count(float(step), name)
+        return
+    if step.numel() != 1:
+        raise ValueError(f"step of {name} has shape {tuple(step.shape)}, expected one number")
+    if step.is_complex():
+        raise TypeError(f"step of {name} is {describe(step)}, expected one real number")
+    check_writable(step, f"step of {name}")
+
+
+def is_readable(step: Any) -> bool:
+    """Whether a step counter is a tensor that can be read without waiting for a device."""
+    return isinstance(step, Tensor) and step.device.type == "cpu" and has_own_memory(step)
+
+
+def check_state(param: Tensor, state: Any, name: str) -> None:
     """Check a state against its parameter.
 
     Raises:
         KeyError: A tensor is missing.
-        ValueError: A tensor has another device, shape or dtype than the parameter requires, its
-            storage was freed, or the step count is negative, infinite or NaN.
+        TypeError: It is no mapping, or holds something else than tensors.
+        ValueError: A tensor has another device, shape, dtype or layout than the parameter requires,
+            elements that share memory, or no memory; or the step count is negative, infinite or
+            NaN.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"state of {name} is {describe(state)}, expected a dict with {', '.join(REQUIRED)}"
+        )
     for key in REQUIRED:
         if key not in state:
             raise KeyError(f"state of {name} has no {key!r}, expected {', '.join(REQUIRED)}")
     step = state["step"]
-    if isinstance(step, Tensor) and step.numel() != 1:
-        raise ValueError(f"step of {name} has shape {tuple(step.shape)}, expected one number")
-    if not isinstance(step, Tensor):
-        check_count(float(step), name)
-    else:
-        check_memory(step, f"step of {name}")
-        if step.device.type == "cpu" and has_own_memory(step):
-            check_count(step.item(), name)
+    check_step(step, name)
+    if is_readable(step):
+        check_count(step.item(), name)
+    if isinstance(step, Tensor) and step.is_meta and not param.is_meta:
+        raise ValueError(f"step of {name} is on meta, expected cpu or {param.device}")
     expected_dtypes: tuple[torch.dtype, ...] = (arithmetic_dtype(param), param.dtype)
     for key in MOMENTS:
         if key not in state:
             continue
         moment = state[key]
+        check_moment_shape(param, moment, f"{key} of {name}")
         if moment.device != param.device:
             raise ValueError(f"{key} of {name} is on {moment.device}, expected {param.device}")
-        if moment.shape != param.shape:
-            raise ValueError(
-                f"{key} of {name} has shape {tuple(moment.shape)}, expected {tuple(param.shape)}"
-            )
         if moment.dtype not in expected_dtypes:
             raise ValueError(
                 f"{key} of {name} has dtype {moment.dtype}, expected {expected_dtypes[0]}"
             )
         expected_dtypes = (moment.dtype,)  # all moments must have the same dtype
-        check_memory(moment, f"{key} of {name}")
+        check_writable(moment, f"{key} of {name}")
+
+
+def check_moment_shape(param: Tensor, moment: Any, name: str) -> None:
+    """Check the shape of a moment.
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: Its shape is not that of the parameter.
+    """
+    shape = tuple(param.shape)
+    if not isinstance(moment, Tensor):
+        raise TypeError(f"{name} is {describe(moment)}, expected a tensor of shape {shape}")
+    if tuple(moment.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(moment.shape)}, expected {shape}")

@@ -166,7 +166,7 @@ def test_messages_of_torch(cls):
             cls([p], **options)
         with pytest.raises((ValueError, RuntimeError)) as theirs:
             torch.optim.Adam([p], **options)
-        assert str(ours.value) == str(theirs.value)
+        assert str(ours.value).startswith(str(theirs.value))
     with pytest.raises(ValueError, match=r"^Tensor betas\[1\] must be 1-element"):
         cls([p], betas=(beta, torch.tensor([0.9, 0.99])))
     with pytest.raises(TypeError, match="unexpected keyword argument 'rectify'"):

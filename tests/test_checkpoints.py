@@ -271,7 +271,7 @@ def test_step_counters_are_read_together(monkeypatch):
     assert len(reads) == 1
     reads.clear()
     optimizer.load_state_dict(state_dict)
-    assert not reads
+    assert len(reads) == 1
     assert optimizer.rectification()[0].step == 7
     steps = [state["step"] for state in optimizer.state.values()]
     assert len({step.untyped_storage().data_ptr() for step in steps}) == 50

@@ -26,12 +26,12 @@ from .harness.helpers import copies, gradients, parameters, train
     ],
     ids=str,
 )
-def test_bad_hyper_parameters_raise_with_the_messages_of_torch(options):
+def test_bad_hyper_parameters_raise_with_messages_that_begin_as_those_of_torch(options):
     with pytest.raises(ValueError, match=r"^(Invalid|Tensor)") as theirs:
         torch.optim.RAdam(parameters((2,)), **options)
     with pytest.raises(ValueError, match=r"^(Invalid|Tensor)") as ours:
         FusedRAdam(parameters((2,)), **options)
-    assert str(ours.value) == str(theirs.value)
+    assert str(ours.value).startswith(str(theirs.value))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_an_expanded_parameter_raises_at_the_first_gradient(backend):
     p = torch.nn.Parameter(torch.ones(1).expand(3))
     optimizer = FusedRAdam([p], backend=backend)
     p.grad = torch.ones(3)
-    with pytest.raises(ValueError, match="parameter 0 of group 0 is expanded"):
+    with pytest.raises(ValueError, match="parameter 0 of group 0 has elements that share memory"):
         optimizer.step()
 
 

@@ -59,7 +59,7 @@ def unavailable() -> str | None:
     try:
         triton.runtime.driver.active  # noqa: B018
     except Exception as error:  # a driver needs a device and a C compiler
-        return f"triton has no driver here: {error}"
+        return f"no GPU that triton can use was found ({error})"
     return None
 
 

@@ -87,7 +87,7 @@ def check_name(name: str) -> None:
     """
     if name == "auto":
         return
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
         raise ValueError(f"Invalid backend: {name!r}, expected one of {known}")
     reason = BACKENDS[name].unavailable()

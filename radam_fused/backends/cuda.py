@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..extension import _C, unavailable_reason
-from ..state import has_own_memory
+from ..tensors import has_own_memory
 from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
 
 

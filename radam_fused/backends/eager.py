@@ -17,9 +17,8 @@ from ..state import (
     check_grad,
     check_param,
     check_state,
-    has_own_memory,
-    is_dense,
 )
+from ..tensors import has_own_memory, is_dense
 from .launches import Groups, Kind, Place, Step, name_of, params_of
 
 # Below it, the residual of a float64 root would underflow; scaled by _SCALE, nothing overflows.

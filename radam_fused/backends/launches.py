@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..extension import _C
 from ..flat import Slot
-from ..options import COEFFICIENTS, PLAN, OptionSet
+from ..options import COEFFICIENTS, NAMES, OptionSet
 
 Place = tuple[int, int]  # index of a group, index of a parameter in it
 Groups = Sequence[dict[str, Any]]
@@ -25,7 +25,7 @@ def params_of(group: Mapping[str, Any]) -> Sequence[Tensor]:
 def name_of(groups: Groups, place: Place) -> str:
     """The name of a parameter in error messages."""
     index, i = place
-    names = groups[index].get("param_names", ())
+    names = groups[index].get("param_names") or ()
     return f"parameter {names[i]!r}" if i < len(names) else f"parameter {i} of group {index}"
 
 
@@ -218,9 +218,8 @@ def new_numbers(options: OptionSet) -> Any:
     """A reader of the options of all groups as numbers; None without the extension."""
     if _C is None:
         return None
-    numeric = {*COEFFICIENTS, *PLAN}
-    defaults = {name: options.defaults[name] for name in options.ours if name in numeric}
-    return _C.GroupOptions(defaults, PLAN)
+    defaults = {name: options.defaults[name] for name in options.ours}
+    return _C.GroupOptions(defaults, [name for name in NAMES if name not in COEFFICIENTS])
 
 
 class Workspace:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..extension import unavailable_reason
-from ..state import has_own_memory
+from ..tensors import has_own_memory
 from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
 
 _OLDEST = (3, 6)

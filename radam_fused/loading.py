@@ -1,0 +1,167 @@
+"""Loading a state_dict: what must hold before, and what torch's load_state_dict leaves to mend."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from .allocation import numbers_of
+from .backends import Groups, name_of, params_of
+from .options import Group, OptionSet
+from .state import (
+    MOMENTS,
+    REQUIRED,
+    arithmetic_dtype,
+    check_count,
+    check_moment_shape,
+    check_step,
+    counter_dtype,
+    is_narrow,
+    is_readable,
+)
+from .tensors import describe
+
+# The place of the step counters, which the constructor decides.
+_FIXED = ("capturable", "fused")
+
+# Every optimizer of the family has them, and no other one has all of them.
+_FAMILY = ("lr", "betas", "eps")
+
+
+def check_state_dict(state_dict: Mapping[str, Any], groups: Groups, options: OptionSet) -> None:
+    """Check that a state_dict fits an optimizer.
+
+    Args:
+        state_dict: The state_dict.
+        groups: The optimizer's parameter groups.
+        options: The options of the optimizer's class.
+
+    Raises:
+        KeyError: A part, or a tensor of a state, is missing.
+        TypeError: A part has the wrong type.
+        ValueError: It is of another kind of optimizer, or has other groups or shapes; or an option
+            or a step count is out of range.
+        RuntimeError: Options exclude each other.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise KeyError(f"state_dict has no {key!r}, expected that of an optimizer")
+    saved_groups, saved_states = state_dict["param_groups"], state_dict["state"]
+    _check_type("param_groups of the state_dict", saved_groups, Sequence, "a list of dicts")
+    _check_type("state of the state_dict", saved_states, Mapping, "a dict")
+    if len(saved_groups) != len(groups):
+        raise ValueError(
+            "loaded state dict has a different number of parameter groups: "
+            f"{len(saved_groups)}, expected {len(groups)}"
+        )
+    counts: list[tuple[str, Tensor]] = []
+    for index, (group, saved) in enumerate(zip(groups, saved_groups, strict=True)):
+        name = f"parameter group {index} of the state_dict"
+        _check_type(name, saved, Mapping, "a dict")
+        missing = [key for key in ("params", *_FAMILY) if key not in saved]
+        if missing:
+            raise ValueError(
+                f"{name} has no {missing[0]!r}, expected the state_dict of {options.name} or of "
+                f"a relative; it has {', '.join(map(str, saved))}"
+            )
+        final = dict(saved)
+        complete_options(final, group, options, loaded=True)
+        options.check(final, index)
+        params, ids = params_of(group), saved["params"]
+        if len(ids) != len(params):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                f"optimizer's group: group {index} has {len(ids)} parameters, expected "
+                f"{len(params)}"
+            )
+        for i, (param, saved_id) in enumerate(zip(params, ids, strict=True)):
+            state, name = saved_states.get(saved_id, {}), name_of(groups, (index, i))
+            _check_saved(param, state, name)
+            if is_readable(state.get("step")):
+                counts.append((name, state["step"]))
+    if counts:
+        read = torch.stack([step.detach().reshape(()).double() for _, step in counts]).tolist()
+        for (name, _), count in zip(counts, read, strict=True):
+            check_count(count, name)
+
+
+def _check_type(name: str, value: Any, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {describe(value)}, expected {expected}")
+
+
+def _check_saved(param: Tensor, state: Any, name: str) -> None:
+    """Check the saved state of a parameter. Loading casts it, and moves it to the device."""
+    _check_type(f"state of {name}", state, Mapping, f"a dict with {', '.join(REQUIRED)}")
+    # A frozen parameter can have a state of the user's.
+    for key in REQUIRED if any(key in state for key in REQUIRED) else ():
+        if key not in state:
+            raise KeyError(
+                f"state of {name} has no {key!r}, expected {', '.join(REQUIRED)}; the state_dict "
+                f"has {', '.join(map(str, state))}"
+            )
+    if "step" in state:
+        check_step(state["step"], name)
+    for key in MOMENTS:
+        if key in state and not is_lazy(param):
+            check_moment_shape(param, state[key], f"{key} of {name}")
+
+
+def complete_options(
+    group: dict[str, Any], before: Group, options: OptionSet, loaded: bool
+) -> None:
+    """Give a loaded or copied group the options that it lacks.
+
+    Args:
+        group: The group.
+        before: The group that it replaces, or the defaults of the optimizer. An option that torch
+            lacks keeps its value if the new group lacks it.
+        options: The options of the optimizer's class.
+        loaded: Whether the group is from a state_dict: the place of its step counters is then that
+            of the group that it replaces.
+    """
+    for name in options.of_torch:
+        group.setdefault(name, options.defaults[name])
+    for name in options.ours:
+        if name in before:
+            group.setdefault(name, before[name])
+    for name in _FIXED if loaded else ():
+        group[name] = options.get(before, name)
+
+
+def restore_loaded(
+    groups: Sequence[dict[str, Any]], states: dict[Tensor, Any], state_dict: dict[str, Any]
+) -> None:
+    """Undo two effects of torch's load_state_dict on a state.
+
+    torch casts the moments of 16-bit parameters to the parameter's dtype. It also shares the step
+    counters with the state_dict, so that the optimizer it came from would go on changing them.
+
+    Args:
+        groups: The parameter groups, after loading.
+        states: The state, after loading.
+        state_dict: The state_dict that was loaded.
+    """
+    shared = defaultdict(list)
+    for group, saved_group in zip(groups, state_dict["param_groups"], strict=True):
+        for param, saved_id in zip(group["params"], saved_group["params"], strict=True):
+            saved = state_dict["state"].get(saved_id, {})
+            state = states.get(param, {})
+            step = state.get("step")
+            if isinstance(step, Tensor) and step is saved.get("step") and step.numel() == 1:
+                dtype = step.dtype if step.dtype.itemsize >= 4 else counter_dtype()
+                shared[step.device, step.dtype, dtype].append(state)
+            if not is_narrow(param):
+                continue
+            for key in MOMENTS:
+                if key in saved:
+                    dtype = saved[key].dtype
+                    kept = dtype if dtype == param.dtype else arithmetic_dtype(param)
+                    state[key] = saved[key].to(device=param.device, dtype=kept)
+    for (*_, dtype), alike in shared.items():
+        steps = torch.stack([state["step"].reshape(()) for state in alike]).to(dtype)
+        for state, number in zip(alike, numbers_of(steps), strict=True):
+            state["step"] = number
