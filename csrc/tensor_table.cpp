@@ -115,9 +115,8 @@ RADAM_INLINE void prefetch(const void* object, const void* sizes, int lines_befo
   }
 }
 
-// Whether a step writes a tensor with the shape of the parameter in this role.
-bool is_written_array(int role) {
-  return role != role::grad && kRoleKinds[role] != RoleKind::counter;
+bool is_written(int role) {
+  return role != role::grad;
 }
 
 bool is_empty(const dlpack::TensorView& view) {
@@ -395,7 +394,7 @@ bool TensorTable::remember(Row& row, int role, PyObject* tensor, const dlpack::T
   const void* const at = address(view);
   if (at == row.at[role] && at != nullptr) return true;
   if (!is_empty(view) && is_freed(tensor, at, row.at[role])) return false;
-  has_moved_ |= at != row.at[role] && is_written_array(role);
+  has_moved_ |= at != row.at[role] && is_written(role);
   row.at[role] = at;
   return true;
 }
@@ -415,10 +414,11 @@ std::vector<TensorTable::WrittenRange> TensorTable::written_ranges() const {
   for (const Row& row : rows_) {
     if (row.numel == 0 || row.tensors[role::grad] == Py_None) continue;
     for (int r = 0; r < kRoles; ++r) {
-      if (!has_[r] || !is_written_array(r)) continue;
+      if (!has_[r] || !is_written(r)) continue;
       const bool is_elsewhere = r == role::param && row.is_copied;
       const auto first = is_elsewhere ? 0 : reinterpret_cast<std::uintptr_t>(row.at[r]);
-      const auto bytes = static_cast<std::uintptr_t>(row.numel * element_bytes(r));
+      const std::int64_t numel = kRoleKinds[r] == RoleKind::counter ? 1 : row.numel;
+      const auto bytes = static_cast<std::uintptr_t>(numel * element_bytes(r));
       ranges.emplace_back(row.place, kRoleNames[r], first, is_elsewhere ? 0 : first + bytes);
     }
   }
@@ -429,9 +429,10 @@ bool TensorTable::are_apart(const std::vector<const TensorTable*>& tables) {
   using Range = std::tuple<std::int32_t, std::int32_t, std::uintptr_t, std::uintptr_t>;
   std::vector<Range> ranges;
   for (const TensorTable* table : tables) {
-    const dlpack::Device& device = table->device_;
     for (const auto& [place, name, first, end] : table->written_ranges()) {
       if (first == 0) return false;
+      const bool on_host = name == kRoleNames[role::step] && !table->work_.counts_on_device;
+      const dlpack::Device device = on_host ? dlpack::Device{dlpack::kCPU, 0} : table->device_;
       ranges.emplace_back(static_cast<std::int32_t>(device.type), device.id, first, end);
     }
   }

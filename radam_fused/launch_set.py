@@ -1,6 +1,7 @@
 """The launches of a step, and that they write no memory twice."""
 
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from .backends import (
     params_of,
 )
 from .flat import Slot
+from .interrupts import deferred
 from .overlap import Range, extent, first_overlap
 from .state import State
 
@@ -29,6 +31,7 @@ class Launches:
 
     def __init__(self) -> None:
         self._by_kind: dict[tuple[str, Kind], Launch] = {}
+        self._is_atomic = True
 
     def __len__(self) -> int:
         return len(self._by_kind)
@@ -73,7 +76,8 @@ class Launches:
             counts_on_device,
         )
         if (backend.name, kind) not in self._by_kind:
-            self._by_kind[backend.name, kind] = backend.launch(kind)
+            launch = self._by_kind[backend.name, kind] = backend.launch(kind)
+            self._is_atomic = launch.is_atomic and len(self) == 1
         types = {type(tensor) for tensor in (param, grad, *state.values())}
         self._by_kind[backend.name, kind].add(place, types, slot)
 
@@ -95,9 +99,10 @@ class Launches:
             launch.compute(step)
 
     def run(self) -> None:
-        """Run every launch."""
-        for launch in self._by_kind.values():
-            launch.run()
+        """Run every launch. Ctrl-C cannot leave some parameters updated and others not."""
+        with nullcontext() if self._is_atomic else deferred():
+            for launch in self._by_kind.values():
+                launch.run()
 
     def release(self) -> None:
         """Release every tensor that was read, without a step."""

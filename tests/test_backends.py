@@ -1,6 +1,7 @@
 """The choice of a backend: a name works or raises with the reason; only "auto" falls back."""
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
+from radam_fused import __main__ as report
 from radam_fused.backends import cpu, cuda, triton
 
 from .harness.helpers import gradients, launches_of, parameters, train
@@ -33,23 +35,25 @@ def test_auto_chooses_the_cpu_kernel_for_cpu_tensors():
 
 REASONS = {
     "without-cuda": ("cuda_architectures", "the extension was built without CUDA"),
-    "no-device": ("cuda_unavailable", "no CUDA-capable device is detected"),
+    "no-device": (
+        "cuda_unavailable",
+        "no GPU that CUDA can use was found (none)",
+    ),
 }
 
 
 @pytest.mark.parametrize("lacks", REASONS)
 def test_cuda_says_why_it_is_unavailable(lacks, monkeypatch):
     """The test does not depend on this machine."""
-    stub = types.SimpleNamespace(
-        cuda_architectures="90-real", cuda_unavailable=lambda: REASONS["no-device"][1]
-    )
+    stub = types.SimpleNamespace(cuda_architectures="90-real", cuda_unavailable=lambda: "none")
     if lacks == "without-cuda":
         del stub.cuda_architectures
     monkeypatch.setattr(cuda, "_C", stub)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     served = backends.BACKENDS["cuda"]._replace(unavailable=cuda.unavailable.__wrapped__)
     monkeypatch.setitem(backends.BACKENDS, "cuda", served)
-    with pytest.raises(RuntimeError, match=f"'cuda' is not available: {REASONS[lacks][1]}"):
+    message = re.escape(f"'cuda' is not available: {REASONS[lacks][1]}")
+    with pytest.raises(RuntimeError, match=message):
         FusedRAdam(parameters((3,)), backend="cuda")
 
 
@@ -74,7 +78,7 @@ try:
     backends.check_name("triton")
 except RuntimeError as error:
     print(error)
-radam_fused.__main__.main()
+radam_fused.__main__.main([])
 """
 
 BROKEN = {
@@ -193,7 +197,7 @@ for wanted in (lambda: FusedRAdam([p], backend="cpu"), lambda: FlatGroup([p])):
         wanted()
     except RuntimeError as error:
         print(error)
-main()
+main([])
 """
 
 
@@ -229,14 +233,47 @@ def test_backends_have_the_order_of_auto():
     assert all(name == backend.name for name, backend in backends.BACKENDS.items())
 
 
+REPORT = [sys.executable, "-m", "radam_fused"]
+
+
+@pytest.mark.parametrize(
+    ("built", "text"),
+    [
+        (None, "not built"),
+        ("90-real", "built for sm_90"),
+        ("75-real 90", "built for sm_75, sm_90, and as PTX for later GPUs"),
+        ("90-real 90-virtual", "built for sm_90, and as PTX for later GPUs"),
+    ],
+)
+def test_the_report_says_which_gpus_have_kernels(built, text, monkeypatch, capsys):
+    monkeypatch.setattr(report, "architectures", lambda: built)
+    report.main([])
+    assert f"\n  CUDA kernels     {text}\n" in capsys.readouterr().out
+
+
+def test_the_report_has_a_help_and_refuses_arguments():
+    helped = subprocess.run([*REPORT, "--help"], capture_output=True, text=True, check=True)
+    assert helped.stdout.startswith("usage: python -m radam_fused [-h]")
+    refused = subprocess.run([*REPORT, "cuda"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "unrecognized arguments: cuda" in refused.stderr
+    assert not refused.stdout
+
+
+def test_the_report_ends_quietly_in_a_closed_pipe():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(REPORT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_report_lists_every_backend():
-    command = [sys.executable, "-m", "radam_fused"]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    report = subprocess.run(REPORT, capture_output=True, text=True, check=True).stdout
     for name in ("cuda", "triton", "cpu", "eager"):
         assert f"\n  {name} " in report
     reason = backends.BACKENDS["cuda"].unavailable()
     assert f"cuda     {'unavailable: ' + reason if reason else 'available'}" in report
-    assert f"CUDA             {cuda.architectures() or 'not built'}" in report
     assert "cpu      available" in report
     assert torch.__version__ in report
     assert cpu.instruction_sets()[0] in report

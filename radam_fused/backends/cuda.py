@@ -54,7 +54,7 @@ def unavailable() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     reason: str | None = _C.cuda_unavailable()
-    return reason
+    return None if reason is None else f"no GPU that CUDA can use was found ({reason})"
 
 
 @cache

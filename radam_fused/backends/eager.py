@@ -134,6 +134,7 @@ class EagerLaunch:
         kind: The common properties of its parameters.
     """
 
+    is_atomic = False
     is_replayed = False
 
     def __init__(self, kind: Kind) -> None:
@@ -188,8 +189,7 @@ class EagerLaunch:
 
     def _written(self) -> Iterator[tuple[Place, str, Tensor]]:
         for place, param, _, state in self._found:
-            moments = ((name, state[name]) for name in self.kind.state if name != "step")
-            for name, tensor in (("param", param), *moments):
+            for name, tensor in (("param", param), *((key, state[key]) for key in self.kind.state)):
                 if has_own_memory(tensor) and not tensor.is_meta and tensor.numel() > 0:
                     yield place, name, tensor
 

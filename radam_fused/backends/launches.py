@@ -96,6 +96,8 @@ class Launch(Protocol):
     """Updates parameters of one kind. All launches of a step read, then compute, then run."""
 
     kind: Kind
+    # Whether a signal handler in Python cannot run between the parts of :meth:`run`.
+    is_atomic: bool
     # Whether a captured graph uses memory of the launch; the launch must then live as long.
     is_replayed: bool
 
@@ -144,12 +146,14 @@ class Launch(Protocol):
 
 
 class TableLaunch:
-    """A launch over a TensorTable. A backend adds :meth:`run`.
+    """A launch over a TensorTable. A backend adds :meth:`run`, usually one call of the extension.
 
     Args:
         kind: The common properties of its parameters.
         chunk: Elements that one block of the kernel updates.
     """
+
+    is_atomic = True
 
     def __init__(self, kind: Kind, chunk: int = 1) -> None:
         self.kind = kind

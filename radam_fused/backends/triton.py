@@ -24,6 +24,8 @@ class TritonLaunch(TableLaunch):
         RuntimeError: A kernel cannot be compiled for the device.
     """
 
+    is_atomic = False  # Python counts the step after it has run the kernels
+
     def __init__(self, kind: Kind) -> None:
         kernels = _kernels()
         super().__init__(kind, kernels.CHUNK)

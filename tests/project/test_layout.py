@@ -11,7 +11,16 @@ ROOT = PACKAGE.parent
 
 # A module may import only modules of earlier rows.
 ROWS = [
-    {"version", "rectification", "presets", "extension", "overlap", "scaling", "tensors"},
+    {
+        "version",
+        "rectification",
+        "presets",
+        "extension",
+        "overlap",
+        "scaling",
+        "tensors",
+        "interrupts",
+    },
     {"values"},
     {"options"},
     {"docstrings"},
