@@ -311,8 +311,7 @@ def _rebuild(named: list[tuple[str, Tensor]], gradients: bool) -> FlatGroup:
 def _named(params: Any) -> list[tuple[str, Tensor]]:
     """Parameters with their names, each once."""
     if isinstance(params, Tensor | str | dict) or not isinstance(params, Iterable):
-        what = describe(params) if isinstance(params, Tensor) else type(params).__name__
-        raise TypeError(f"params is {what}, expected an iterable of parameters")
+        raise TypeError(f"params is {describe(params)}, expected an iterable of parameters")
     named: dict[int, tuple[str, Tensor]] = {}
     for i, item in enumerate(params):
         is_pair = isinstance(item, tuple) and len(item) == 2

@@ -102,6 +102,7 @@ def radam_step_(
         states[alias] = {key: tensor.detach() for key, tensor in state.items()}
         states[alias]["step"] = states[alias]["step"].clone()
     group["params"] = [alias for alias, _ in aliases]
+    group["param_names"] = range(len(aliases))
     move_counters((state, CPU, counter_dtype()) for state in states.values())
     for i, (alias, chosen) in enumerate(aliases):
         launches.add((0, i), alias, grads[i], states[alias], moments, chosen)

@@ -137,8 +137,17 @@ def are_apart(launches: Launches, groups: Groups, states: States) -> bool:
                 dense.append(Range(str(tensor.device), first, end, name, tensor))
             else:
                 gapped.append(extent(tensor, name))
+    check_apart(dense, gapped)
+    return True
+
+
+def check_apart(dense: Sequence[Range], gapped: Sequence[Range] = ()) -> None:
+    """Check that tensors share no memory; the arguments are those of `first_overlap`.
+
+    Raises:
+        ValueError: Two tensors do; the message names both.
+    """
     overlap = first_overlap(dense, gapped)
     if overlap is not None:
         one, other = overlap
         raise ValueError(f"{other} overlaps {one} in memory, expected separate tensors")
-    return True

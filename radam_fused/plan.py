@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import backends
@@ -19,10 +20,11 @@ from .backends import (
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
-from .launch_set import Launches, States, are_apart
+from .launch_set import Launches, States, are_apart, check_apart
 from .options import OptionSet
+from .overlap import Range, extent
 from .state import MOMENTS, State, check_grad, check_param, check_state
-from .tensors import has_own_memory
+from .tensors import has_own_memory, is_dense
 
 
 class _Planned(NamedTuple):
@@ -35,6 +37,13 @@ class _Planned(NamedTuple):
     backend: Backend
     home: tuple[FlatBuffer, Slot] | None
     counts_on_device: bool
+
+    def counter_device(self) -> torch.device:
+        """The device that its step counter must be on. The eager backend takes any."""
+        step = self.new.state["step"]
+        if self.backend.name == "eager" and isinstance(step, Tensor):
+            return step.device
+        return self.param.device if self.counts_on_device else self.new.counter_device
 
 
 class Plan:
@@ -177,13 +186,9 @@ class Plan:
             is_new = states.get(it.param) is None
             self._added.append((it.param, it.new.state, set(it.new.state) - names, is_new))
         move_counters(
-            (
-                it.new.state,
-                it.param.device if it.counts_on_device else it.new.counter_device,
-                it.new.counter_dtype,
-            )
+            (it.new.state, it.counter_device(), it.new.counter_dtype)
             for it in found
-            if it.backend.name != "eager" or not isinstance(it.new.state["step"], Tensor)
+            if not (isinstance(step := it.new.state["step"], Tensor) and not has_own_memory(step))
         )
         for it in found:
             moments = [name for name in it.new.names if name in MOMENTS]
@@ -240,6 +245,15 @@ class Plan:
             needs = new(param, state, group, self._options)
             on_device = backend.supports_capturable and self._counts_on_device(group, state)
             found.append(_Planned(place, param, grad, needs, backend, home, on_device))
+        if any(it.home is not None and not it.home[1].holds(it.param) for it in found):
+            # Moved back into their buffers, they would no longer overlap.
+            dense: list[Range] = []
+            gapped: list[Range] = []
+            for it in found:
+                if has_own_memory(it.param) and it.param.numel() > 0:
+                    ranges = dense if is_dense(it.param) else gapped
+                    ranges.append(extent(it.param, name_of(groups, it.place)))
+            check_apart(dense, gapped)
         return found
 
     def _addressing(self, backend: Backend, tensors: Iterable[Any], name: str) -> Backend:

@@ -187,7 +187,7 @@ def check_state(param: Tensor, state: Any, name: str) -> None:
     if is_readable(step):
         check_count(step.item(), name)
     if isinstance(step, Tensor) and step.is_meta and not param.is_meta:
-        raise ValueError(f"step of {name} is on meta, expected cpu or {param.device}")
+        raise ValueError(f"step of {name} is on meta, expected {param.device}")
     expected_dtypes: tuple[torch.dtype, ...] = (arithmetic_dtype(param), param.dtype)
     for key in MOMENTS:
         if key not in state:

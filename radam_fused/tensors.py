@@ -1,6 +1,7 @@
 """Facts about one tensor: its memory, and its description in error messages."""
 
 import reprlib
+from numbers import Number
 from typing import Any
 
 import torch
@@ -47,9 +48,11 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A value in an error message: its text, or the properties of a tensor."""
-    if not isinstance(value, Tensor):
+    """A value in an error message: its text, its type, or the properties of a tensor."""
+    if value is None or isinstance(value, str | Number | list | tuple | dict | set):
         return reprlib.repr(value)
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
     kind = type(value).__name__
     shape = tuple(value.shape)
     return f"a {kind} of dtype {value.dtype} and shape {shape} on {value.device}"

@@ -1,6 +1,6 @@
 """The values that an option can have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from numbers import Real
 from typing import Any
@@ -26,7 +26,7 @@ def _number(value: Any, what: str, expected: str) -> float | Exception | None:
         readable = value.device.type == "cpu" and has_own_memory(value)
         return float(value.item()) if readable else None
     if not isinstance(value, Real):
-        return TypeError(f"Invalid {what} value: {value!r}, expected {expected}")
+        return TypeError(f"Invalid {what} value: {describe(value)}, expected {expected}")
     try:
         return float(value)
     except OverflowError:
@@ -59,15 +59,12 @@ def decay_rates(name: str) -> Domain:
 
     def check(value: Any) -> Exception | None:
         expected = "two numbers in [0, 1)"
-        try:
-            items = [*value]
-        except TypeError:
-            return TypeError(f"Invalid {name} value: {value!r}, expected {expected}")
-        if isinstance(value, str | dict | set):
-            return TypeError(f"Invalid {name} value: {value!r}, expected {expected}")
-        if len(items) != 2:
-            return ValueError(f"Invalid {name} value: {value!r}, expected {expected}")
-        for index, item in enumerate(items):
+        is_sequence = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+        if not is_sequence or isinstance(value, Tensor | str | Mapping):
+            return TypeError(f"Invalid {name} value: {describe(value)}, expected {expected}")
+        if len(value) != 2:
+            return ValueError(f"Invalid {name} value: {describe(value)}, expected {expected}")
+        for index, item in enumerate(value):
             found = _number(item, f"{name}[{index}]", "a number in [0, 1)")
             if isinstance(found, Exception):
                 return found
@@ -90,6 +87,6 @@ def flag(name: str, or_none: bool = False) -> Domain:
         if type(value).__name__ in ("bool", "bool_"):
             return None
         expected = "True, False or None" if or_none else "True or False"
-        return TypeError(f"Invalid {name} value: {value!r}, expected {expected}")
+        return TypeError(f"Invalid {name} value: {describe(value)}, expected {expected}")
 
     return check

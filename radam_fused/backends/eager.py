@@ -178,7 +178,10 @@ class EagerLaunch:
                 return False
             if not isinstance(state["step"], Tensor):
                 return False
-            if param.dtype != self.kind.param or not set(self.kind.state) <= set(state):
+            dtypes = param.dtype, state["step"].dtype
+            if dtypes != (self.kind.param, self.kind.step):
+                return False
+            if not set(self.kind.state) <= set(state):
                 return False
             self._found.append(((group, index), param, param.grad, state))
         self._misfit = (0, 0), ""

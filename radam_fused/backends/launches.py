@@ -25,8 +25,10 @@ def params_of(group: Mapping[str, Any]) -> Sequence[Tensor]:
 def name_of(groups: Groups, place: Place) -> str:
     """The name of a parameter in error messages."""
     index, i = place
-    names = groups[index].get("param_names") or ()
-    return f"parameter {names[i]!r}" if i < len(names) else f"parameter {i} of group {index}"
+    names = groups[index].get("param_names")
+    if isinstance(names, Sequence) and i < len(names):
+        return f"parameter {names[i]!r}"
+    return f"parameter {i} of group {index}"
 
 
 class Kind(NamedTuple):
