@@ -91,7 +91,7 @@ sanitize: $(INSTALLED)
 	  tests/test_bits.py tests/test_layouts.py tests/test_functional.py tests/test_errors.py \
 	  tests/test_device_bits.py tests/test_graphs.py tests/test_amp.py tests/test_flat.py tests/test_options.py \
 	  tests/test_torch_contract.py tests/test_changes_between_steps.py tests/test_lifetimes.py \
-	  tests/test_flat_gradients.py tests/test_concurrency.py -k "not triton"
+	  tests/test_flat_gradients.py tests/test_concurrency.py tests/test_corruptions.py -k "not triton"
 
 # A source archive, a wheel that is built from it in isolation (with one CUDA architecture, to save time),
 # and a check of the wheel in an empty environment.

@@ -219,7 +219,7 @@ def draws(seed, count):
             corruption(Running(by_torch))
         except (RuntimeError, TypeError):
             continue
-        # torch keeps an infinite second moment and no longer moves the element; here it becomes NaN.
+        # torch keeps an infinite second moment and moves the element no more; here it becomes NaN.
         if "exp_avg_sq inf" in corruption.text:
             continue
         yield seed - 1, corruption
@@ -245,6 +245,8 @@ def test_these_assertions_find_faults():
     """In torch itself: its errors name no tensor, and leave parameters updated in part."""
     faults = []
     for _, corruption in draws(0, 100):
+        if "freed" in corruption.text:
+            continue  # torch crashes
         try:
             assert_clear_or_as_torch(corruption, by_torch)
         except AssertionError as fault:
