@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 from . import backends
 from .allocation import complete_states, move_counters, new
 from .backends import Groups, name_of, params_of
+from .faults import check_params
 from .flat import FlatGroup, movable
 from .loading import check_state_dict, complete_options, restore_loaded
 from .options import OptionSet, warn_user
@@ -118,13 +119,19 @@ class FusedOptimizer(Optimizer):
             param_group: ``params``, and the options that differ from the defaults.
 
         Raises:
+            KeyError: The group has no parameters.
+            TypeError: An option or a parameter has the wrong type.
             ValueError: An option is out of range.
             RuntimeError: The named backend cannot step with the options.
+
+            After an error, the optimizer is as it was.
 
         Warns:
             UserWarning: A parameter is listed twice. A step updates it once.
         """
         count = len(self.param_groups)
+        if isinstance(param_group, dict):
+            check_params(param_group, f"parameter group {count}")
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

@@ -45,15 +45,28 @@ def check_groups(groups: Any, options: OptionSet) -> None:
         name = f"parameter group {index}"
         if not isinstance(group, Mapping):
             raise TypeError(f"{name} is {describe(group)}, expected a dict")
-        if "params" not in group:
-            raise KeyError(f"{name} has no 'params'")
+        check_params(group, name)
         params = group["params"]
-        if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
+        if isinstance(params, Tensor):
             raise TypeError(f"params of {name} is {describe(params)}, expected a list of tensors")
         for i, param in enumerate(params):
             if not isinstance(param, Tensor):
                 raise TypeError(f"parameter {i} of {name} is {describe(param)}, expected a tensor")
         options.check(group, index)
+
+
+def check_params(group: Mapping[str, Any], name: str) -> None:
+    """Check that a group has something that can be its parameters.
+
+    Raises:
+        KeyError: It has no ``params``.
+        TypeError: These cannot be iterated over, or are text.
+    """
+    if "params" not in group:
+        raise KeyError(f"{name} has no 'params'")
+    params = group["params"]
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise TypeError(f"params of {name} is {describe(params)}, expected a list of tensors")
 
 
 def _check_states(groups: Groups, states: Any) -> None:

@@ -9,8 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from .extension import _C, unavailable_reason
 from .overlap import extent, first_overlap
-from .state import State, can_step
+from .state import State, can_step, check_grad
 from .tensors import check_memory, describe, has_own_memory, is_dense, is_freed
+from .values import flag
 
 __all__ = ["FlatBuffer", "FlatGroup"]
 
@@ -197,8 +198,8 @@ class FlatGroup:
     Raises:
         ValueError: There is no parameter; or a parameter is not dense, has been freed, or overlaps
             another one in memory.
-        TypeError: Something is no tensor, or a tensor subclass that keeps its memory in other
-            tensors.
+        TypeError: ``gradients`` is neither True nor False; or something is no tensor, or a tensor
+            subclass that keeps its memory in other tensors.
         RuntimeError: The extension cannot be loaded; the message says why.
 
     Example:
@@ -212,9 +213,13 @@ class FlatGroup:
     def __init__(
         self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]], *, gradients: bool = False
     ) -> None:
+        if error := flag("gradients")(gradients):
+            raise error
         named = _named(params)
         if not named:
             raise ValueError("params has no parameter, expected at least one")
+        if gradients:
+            _check_gradients(named)
         self._fill(named)
         if gradients:
             self.flatten_gradients()
@@ -251,7 +256,14 @@ class FlatGroup:
         autograd adds each gradient to the buffer, which must be zeroed first, instead of keeping
         the tensor that it computed. A gradient that is set to None stays outside of the buffer
         until :meth:`zero_gradients`.
+
+        Raises:
+            ValueError: A parameter or a gradient has another shape, device, layout or kind of dtype
+                than its slot, or no memory; the message names it, and nothing has changed.
+            RuntimeError: A gradient is sparse.
         """
+        self.check()
+        _check_gradients((slot.name, slot.param) for b in self.buffers for slot in b.slots)
         with torch.no_grad():
             for buffer in self.buffers:
                 buffer.flatten_gradients()
@@ -336,6 +348,12 @@ def _check(param: Tensor, name: str) -> None:
             f"{name} is not dense (strides {param.stride()} for shape {tuple(param.shape)}), "
             "expected elements without gaps or overlaps"
         )
+
+
+def _check_gradients(named: Iterable[tuple[str, Tensor]]) -> None:
+    for name, param in named:
+        if param.grad is not None:
+            check_grad(param, param.grad, name, "FlatGroup")
 
 
 def _check_apart(named: Sequence[tuple[str, Tensor]]) -> None:

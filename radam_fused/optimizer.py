@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import rectification
-from .backends import params_of
+from .backends import name_of, params_of
 from .base import FusedOptimizer
 from .docstrings import documents
+from .faults import find_fault
 from .options import RADAM
+from .state import check_count, check_step
 
 __all__ = ["FusedRAdam", "Rectification"]
 
@@ -148,7 +150,14 @@ class FusedRAdam(FusedOptimizer):
 
         Returns:
             One :class:`Rectification` per parameter group.
+
+        Raises:
+            TypeError: An option, a state or a step count has the wrong type.
+            ValueError: An option or a step count is out of range.
         """
+        fault = find_fault(self.param_groups, self.state, self._options)
+        if fault is not None:
+            raise fault
         result = []
         for group, step in zip(self.param_groups, self._last_steps(), strict=True):
             arguments = self._options.coefficient_arguments(group)
@@ -169,16 +178,21 @@ class FusedRAdam(FusedOptimizer):
     def _last_steps(self) -> list[float]:
         """The largest step count of each group."""
         last = [0.0] * len(self.param_groups)
-        by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+        by_device: dict[torch.device, list[tuple[int, str, Tensor]]] = {}
         for index, group in enumerate(self.param_groups):
-            for param in params_of(group):
-                step = (self.state.get(param) or {}).get("step")
+            for i, param in enumerate(params_of(group)):
+                state, name = self.state.get(param, {}), name_of(self.param_groups, (index, i))
+                if "step" not in state:
+                    continue
+                step = state["step"]
+                check_step(step, name)
                 if isinstance(step, Tensor):
-                    by_device.setdefault(step.device, []).append((index, step))
-                elif step is not None:
+                    by_device.setdefault(step.device, []).append((index, name, step))
+                else:
                     last[index] = max(last[index], float(step))
         for found in by_device.values():
-            counts = torch.stack([step.detach().reshape(()).double() for _, step in found])
-            for (index, _), count in zip(found, counts.tolist(), strict=True):
+            counts = torch.stack([step.detach().reshape(()).double() for *_, step in found])
+            for (index, name, _), count in zip(found, counts.tolist(), strict=True):
+                check_count(count, name)
                 last[index] = max(last[index], count)
         return last

@@ -7,9 +7,11 @@ corrections are accurate to float64 at any step.
 """
 
 import warnings
+from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
 from math import sqrt
+from numbers import Real
 from typing import NamedTuple
 
 __all__ = [
@@ -137,6 +139,13 @@ def _bias_correction(beta: float, step: float) -> float:
     return _multiply(_add(_Pair(1.0), _Pair(-beta)), _geometric(beta, step)[0]).high
 
 
+def _check(name: str, value: float, expected: str, is_valid: Callable[[float], bool]) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    if not is_valid(value):
+        raise ValueError(f"{name} is {value}, expected {expected}")
+
+
 def rho_inf(beta2: float) -> float:
     """Length of the approximated simple moving average after infinitely many steps.
 
@@ -144,7 +153,12 @@ def rho_inf(beta2: float) -> float:
 
     Args:
         beta2: Decay rate of the second moment, in [0, 1).
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range.
     """
+    _check("beta2", beta2, "a number in [0, 1)", lambda beta: 0 <= beta < 1)
     return 2.0 / (1.0 - beta2) - 1.0
 
 
@@ -159,13 +173,19 @@ def rho_t(step: float, beta2: float) -> float:
     Args:
         step: Step count t, including this step (t >= 1). It can have a fraction.
         beta2: Decay rate of the second moment, in [0, 1).
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of range.
     """
+    limit = rho_inf(beta2)
+    _check("step", step, "a number above 0", lambda count: count > 0)
     total, weighted = _geometric(beta2, step)
     quotient = weighted.high / total.high
     rest = _add(weighted, _multiply(total, _Pair(-quotient)))
     rho = _add(_Pair(2.0 * quotient, 2.0 * (rest.high / total.high)), _Pair(-1.0)).high
     # A rounding error must not lift it above its limit: r_t would pass 1, or beta2 = 2/3 rectify.
-    return min(rho, rho_inf(beta2))
+    return min(rho, limit)
 
 
 # c_7 to c_1 of z (gamma(z + 1/4) / gamma(z + 3/4))^2 = 1 - sum_k c_k / (4 z)^(2 k); exact values.
@@ -211,7 +231,13 @@ def variance(rho: float, exact: bool = False) -> float:
             cancellation, the function evaluates the asymptotic series of the quotient of two gamma
             functions (DLMF 5.11.14) and their recurrence. False: the first-order approximation
             ``rho / (2 (rho - 2) (rho - 4))``.
+
+    Raises:
+        TypeError: ``rho`` is no number.
+        ValueError: The variance is infinite.
     """
+    least = 2 if exact else 4
+    _check("rho", rho, f"a number above {least}", lambda length: length > least)
     if exact:
         return _exact_variance(rho)
     return rho / (2.0 * (rho - 2.0) * (rho - 4.0))
@@ -230,7 +256,13 @@ def r_t(step: float, beta2: float, threshold: float = 5.0, exact: bool = False) 
         threshold: The step is rectified if rho_t is greater. At least 4, or at least 2 if
             ``exact``; the variance is infinite below.
         exact: Whether to use the exact variance.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of range.
     """
+    least = 2 if exact else 4
+    _check("threshold", threshold, f"a number of at least {least}", lambda value: value >= least)
     rho = rho_t(step, beta2)
     if not rho > threshold:
         return 0.0

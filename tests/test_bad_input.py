@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .harness.helpers import assert_same_bits, assert_same_run
+from radam_fused import FusedRAdam
+
+from .harness.helpers import assert_same_bits, assert_same_run, parameters
 from .harness.running import Running, by_torch, fused, interrupt, names_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -23,7 +25,8 @@ def rows():
 
 
 ROWS = list(rows())
-ON_DEVICES = "Capture of a CUDA graph"
+IN_CAPTURES = "Capture of a CUDA graph"
+ON_A_GPU = "On a GPU"
 INTERRUPTS = "Ctrl-C"
 
 
@@ -35,7 +38,7 @@ def cases(*sections):
     ]
 
 
-ON_ALL = sorted({title for title, _, _ in ROWS} - {ON_DEVICES, INTERRUPTS})
+ON_ALL = sorted({title for title, _, _ in ROWS} - {IN_CAPTURES, ON_A_GPU, INTERRUPTS})
 
 
 def assert_raises(running, code, result):
@@ -95,12 +98,27 @@ def test_the_page_says_what_happens(code, result, backend):
             assert_raises(running, code, result)
 
 
-@pytest.mark.parametrize(("code", "result"), cases(ON_DEVICES))
+@pytest.mark.parametrize(("code", "result"), cases(IN_CAPTURES))
 def test_the_page_says_what_happens_in_a_capture(code, result, device_backend):
     capture = partial(device_backend.capture, device_backend.new_graph())
     running = Running(fused(device_backend.name), capture=capture)
     running.names["w"] = torch.ones(3, 4, device=device_backend.device)
     assert_raises(running, code, result)
+
+
+@pytest.mark.parametrize(("code", "result"), cases(ON_A_GPU))
+def test_the_page_says_what_happens_on_a_gpu(code, result, gpu):
+    [graphed] = parameters((3,))
+    graphed.data = graphed.data.cuda()
+    graphed.grad = torch.ones_like(graphed)
+    optimizer = FusedRAdam([graphed], capturable=True, backend=gpu.name)
+    optimizer.step()
+    capture = partial(gpu.capture, gpu.new_graph())
+    running = Running(fused(gpu.name), "cuda", capture=capture, graphed=optimizer)
+    if result == "a step":
+        assert running.execute(code)[0] is None
+    else:
+        assert_raises(running, code, result)
 
 
 [(INTERRUPTED, INTERRUPTED_RESULT)] = [row[1:] for row in ROWS if row[0] == INTERRUPTS]

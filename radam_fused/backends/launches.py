@@ -11,6 +11,7 @@ from torch import Tensor
 from ..extension import _C
 from ..flat import Slot
 from ..options import COEFFICIENTS, NAMES, OptionSet
+from ..tensors import describe
 
 Place = tuple[int, int]  # index of a group, index of a parameter in it
 Groups = Sequence[dict[str, Any]]
@@ -53,6 +54,14 @@ class Kind(NamedTuple):
     counts_on_device: bool
 
 
+def _check_scalar(value: Any, name: str) -> None:
+    is_real = isinstance(value, Tensor) and not value.is_complex() and not value.is_meta
+    if not is_real or value.layout != torch.strided:
+        raise TypeError(f"{name} is {describe(value)}, expected a tensor of one real number")
+    if value.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected one element")
+
+
 class Step:
     """The inputs of one step that all launches share.
 
@@ -64,6 +73,10 @@ class Step:
         found_inf: Tensor of one element, nonzero if a gradient overflowed: the step is then
             skipped; or None.
         capturing: Whether a CUDA graph is being captured.
+
+    Raises:
+        TypeError: The scale or the flag is no tensor of real numbers.
+        ValueError: It has several elements.
     """
 
     def __init__(
@@ -75,12 +88,18 @@ class Step:
         found_inf: Tensor | None = None,
         capturing: bool = False,
     ) -> None:
+        # A scaler that has seen no gradient sets the number 0 instead of a tensor.
+        if found_inf is not None and not isinstance(found_inf, Tensor) and found_inf == 0:
+            found_inf = None
+        if grad_scale is not None:
+            _check_scalar(grad_scale, "grad_scale")
+        if found_inf is not None:
+            _check_scalar(found_inf, "found_inf")
         self.groups = groups
         self.options = options
         self.numbers = numbers
         self.grad_scale = grad_scale
-        # A scaler that has seen no gradient sets the number 0 instead of a tensor.
-        self.found_inf = found_inf if isinstance(found_inf, Tensor) else None
+        self.found_inf = found_inf
         self.capturing = capturing
 
     @cached_property
@@ -189,14 +208,12 @@ class TableLaunch:
                 self.table.compute(step.numbers, step.host_scale, None)
             return
         scaling = (
-            number if number is None else self._on_device(number, name)
-            for number, name in ((step.grad_scale, "grad_scale"), (step.found_inf, "found_inf"))
+            number if number is None else self._on_device(number)
+            for number in (step.grad_scale, step.found_inf)
         )
         self.table.compute(step.numbers, *scaling, step.capturing)
 
-    def _on_device(self, number: Tensor, name: str) -> Tensor:
-        if number.numel() != 1:
-            raise ValueError(f"{name} has shape {tuple(number.shape)}, expected one element")
+    def _on_device(self, number: Tensor) -> Tensor:
         return number.detach().to(self.kind.device, torch.float32, non_blocking=True)
 
 

@@ -1,5 +1,6 @@
 """A running optimizer that a test spoils, and what has changed in it."""
 
+import ast
 import contextlib
 import copy
 import signal
@@ -14,7 +15,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils import swap_tensors
 
 import radam_fused
-from radam_fused import PRESETS, FlatGroup, FusedRAdam, radam_step_
+from radam_fused import PRESETS, FlatGroup, FusedRAdam, radam_step_, rectification
 from radam_fused.tensors import is_freed
 
 from .helpers import gradients, parameters, same_bits, train
@@ -85,15 +86,17 @@ class Running:
 
     Args:
         make: The class of the optimizer, with its options.
+        device: The device of the parameters.
         **names: More names for :meth:`execute`.
     """
 
-    def __init__(self, make, **names):
-        w, b = parameters((3, 4), (4,))
+    def __init__(self, make, device="cpu", **names):
+        w, b = (Parameter(p.detach().to(device)) for p in parameters((3, 4), (4,)))
         *steps, last = gradients([w, b], 7)
+        steps = [[grad.to(device) for grad in grads] for grads in steps]
         self.optimizer = optimizer = train(make([("w", w), ("b", b)]), steps)
         for p, grad in zip((w, b), last, strict=True):
-            p.grad = grad.clone()
+            p.grad = grad.to(device, copy=True)
         self.params = w, b
         lists = [[p.detach().clone() for p in (w, b)], [w.grad, b.grad]]
         for key in ("exp_avg", "exp_avg_sq", "step"):
@@ -107,6 +110,7 @@ class Running:
             "swap_tensors": swap_tensors,
             "PRESETS": PRESETS,
             "FlatGroup": FlatGroup,
+            "rectification": rectification,
             "FusedRAdam": make,
             "free": free,
             "freed": freed,
@@ -125,10 +129,16 @@ class Running:
         }
 
     def execute(self, code):
-        """Run code and a step. Returns the error, or None, and the names of what it changed."""
-        before = self.picture()
+        """Run statements and a step.
+
+        Returns:
+            The error, or None; and the names of what the last statement, or the step, has changed.
+        """
+        before, tree = self.picture(), ast.parse(code)
         try:
-            exec(code, self.names)
+            for statement in tree.body:
+                before = self.picture()
+                exec(compile(ast.Module([statement], []), "<row>", "exec"), self.names)
             before = self.picture()
             self.optimizer.step()
         except (Exception, KeyboardInterrupt) as error:
@@ -198,4 +208,6 @@ def names_of(backend):
     flat.grad = torch.ones(5)
     optimizer.step()
     optimizer.w = flat
-    return {"radam_step_": partial(radam_step_, backend=backend), "flat": optimizer}
+    scaled = FusedRAdam([with_gradient(torch.ones(5))], fused=True, backend=backend)
+    function = partial(radam_step_, backend=backend)
+    return {"radam_step_": function, "flat": optimizer, "scaled": scaled}
