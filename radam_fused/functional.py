@@ -11,8 +11,8 @@ from . import backends
 from .allocation import move_counters
 from .docstrings import documents
 from .faults import changed
-from .launch_set import Launches, are_apart
 from .options import COEFFICIENTS, RADAM
+from .separation import are_apart
 from .state import CPU, MOMENTS, check_grad, check_param, check_state, counter_dtype
 from .tensors import describe
 
@@ -81,7 +81,7 @@ def radam_step_(
         **{f"{key}s": tensors for key, tensors in lists.items() if key != "step"},
     )
 
-    launches, states = Launches(), {}
+    launches, states = backends.Launches(), {}
     moments = [name for name in lists if name in MOMENTS]
     aliases = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):

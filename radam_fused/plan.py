@@ -12,7 +12,9 @@ from .backends import (
     Backend,
     Groups,
     Launch,
+    Launches,
     Place,
+    States,
     Step,
     name_of,
     params_of,
@@ -20,9 +22,9 @@ from .backends import (
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
-from .launch_set import Launches, States, are_apart, check_apart
 from .options import OptionSet
 from .overlap import Range, extent
+from .separation import are_apart, check_apart
 from .state import MOMENTS, State, check_grad, check_param, check_state
 from .tensors import has_own_memory, is_dense
 

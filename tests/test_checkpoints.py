@@ -12,7 +12,15 @@ from torch.distributed.checkpoint.state_dict import (
 
 from radam_fused import FusedRAdam
 
-from .harness.helpers import OPTIONS, assert_same_run, copies, gradients, parameters, train
+from .harness.helpers import (
+    OPTIONS,
+    assert_same_bits,
+    assert_same_run,
+    copies,
+    gradients,
+    parameters,
+    train,
+)
 
 
 def through_a_file(state_dict):
@@ -285,3 +293,29 @@ def test_a_counter_that_the_user_holds_goes_on_counting(backend):
     train(optimizer, gradients([p], 2))
     assert optimizer.state[p]["step"] is held
     assert held == 4
+
+
+def test_a_load_that_fails_at_its_end_changes_nothing(backend):
+    """The checks have passed; a hook of the user raises."""
+    [p], [q] = parameters((5,)), parameters((5,))
+    optimizer, other = FusedRAdam([p], lr=0.1, backend=backend), FusedRAdam([q], lr=0.2)
+    train(optimizer, gradients([p], 4))
+    train(other, gradients([q], 9))
+    group, state = optimizer.param_groups[0], optimizer.state[p]
+    held = {key: value.clone() for key, value in state.items()}
+
+    def fail(_):
+        raise RuntimeError("too late")
+
+    handle = optimizer.register_load_state_dict_post_hook(fail)
+    with pytest.raises(RuntimeError, match="too late"):
+        optimizer.load_state_dict(other.state_dict())
+    assert optimizer.param_groups[0] is group
+    assert group["lr"] == 0.1
+    assert optimizer.state[p] is state
+    for key, value in held.items():
+        assert_same_bits(state[key], value, key)
+    handle.remove()
+    optimizer.load_state_dict(other.state_dict())
+    assert optimizer.state[p]["step"] == 9
+    train(optimizer, gradients([p], 1))

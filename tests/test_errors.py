@@ -8,7 +8,7 @@ import torch
 
 from radam_fused import FusedRAdam
 
-from .harness.helpers import copies, gradients, parameters, train
+from .harness.helpers import assert_same_bits, copies, gradients, parameters, train
 
 
 @pytest.mark.parametrize(
@@ -171,18 +171,58 @@ def test_a_bad_tensor_is_named_and_nothing_changes(bad, started, backend):
             assert torch.equal(optimizer.state[p][key], value)
 
 
-def test_the_step_succeeds_after_a_bad_gradient_is_fixed():
+def put(container, key, value):
+    """Replace an item, and return what puts it back."""
+    old = container[key]
+    container[key] = value
+
+    def put_back():
+        container[key] = old
+
+    return put_back
+
+
+def put_data(tensor, data):
+    old, tensor.data = tensor.data, data
+    return lambda: setattr(tensor, "data", old)
+
+
+FIXABLE = {
+    "option": lambda optimizer, p: put(optimizer.param_groups[0], "lr", "1e-3"),
+    "late option": lambda optimizer, p: put(optimizer.param_groups[1], "betas", (0.9, 2.0)),
+    "group": lambda optimizer, p: put(optimizer.param_groups, 1, None),
+    "params": lambda optimizer, p: put(optimizer.param_groups[1], "params", [None]),
+    "moment": lambda optimizer, p: put(optimizer.state[p], "exp_avg", torch.zeros(2)),
+    "step": lambda optimizer, p: put(optimizer.state[p], "step", "7"),
+    "state": lambda optimizer, p: put(optimizer.state, p, []),
+    "parameter": lambda optimizer, p: put_data(p, torch.zeros(7)),
+    "gradient": lambda optimizer, p: put_data(p.grad, torch.zeros(7)),
+}
+
+
+@pytest.mark.parametrize("fault", FIXABLE)
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_step_works_once_the_cause_of_an_error_is_gone(fault, flatten, backend):
     params = parameters((4,), (3, 3))
     others = copies(params)
-    optimizer, undisturbed = FusedRAdam(params), FusedRAdam(others)
+    named = [{"params": [pair]} for pair in zip("ab", params, strict=True)]
+    optimizer = FusedRAdam(named, backend=backend, flatten=flatten)
+    undisturbed = FusedRAdam(others, backend=backend)
     for i, grads in enumerate(gradients(params, 8)):
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad.clone()
         if i == 4:
-            params[0].grad, params[1].grad = torch.ones(4), torch.eye(3).to_sparse()
-            with pytest.raises(RuntimeError, match="sparse"):
-                optimizer.step()
-        train(optimizer, [grads])
+            put_back = FIXABLE[fault](optimizer, params[1])
+            for _ in range(2):
+                with pytest.raises((TypeError, ValueError)):
+                    optimizer.step()
+            put_back()
+        optimizer.step()
         train(undisturbed, [grads])
-    assert all(map(torch.equal, params, others))
+    for p, q in zip(params, others, strict=True):
+        assert_same_bits(p.detach(), q.detach())
+        for key, value in undisturbed.state[q].items():
+            assert_same_bits(optimizer.state[p][key], value, key)
 
 
 @pytest.mark.parametrize(

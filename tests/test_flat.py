@@ -286,3 +286,20 @@ def test_groups_have_their_own_buffers(backend):
     plain = train(make(copies(params), backend="cpu"), gradients(params, 8))
     assert len(flat.flat_buffers) == 2
     assert_same_run(flat, plain)
+
+
+def test_the_texts_of_flat_buffers_name_their_parts():
+    params = [("w", torch.ones(2, 3)), ("b", torch.ones(3)), ("d", torch.ones(1).double())]
+    flat = FlatGroup(params)
+    assert (
+        repr([flat])
+        == "[FlatGroup(3 parameters: cpu float32, 64 elements; cpu float64, 16 elements)]"
+    )
+    assert repr(flat.buffers[0]) == "FlatBuffer(2 parameters, cpu float32, 64 elements)"
+    assert repr(flat.buffers[0].slots) == "[Slot(0..6  w (2, 3)), Slot(32..35  b (3,))]"
+    half = torch.nn.Parameter(torch.ones(4)[::2])  # cannot move
+    optimizer = FusedRAdam([half], flatten=True)
+    assert (repr(optimizer.flat_buffers), str(optimizer.flat_buffers[0])) == (
+        "[FlatGroup(0 parameters)]",
+        "no parameters",
+    )

@@ -2,7 +2,9 @@
 
 import inspect
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,3 +191,76 @@ def test_a_learning_rate_of_0_moves_no_parameter(options, as_tensor, cls, backen
         assert_same_bits(p.detach(), q.detach())
     assert optimizer.state[params[0]]["step"] == 8
     assert optimizer.state[params[0]]["exp_avg"].any()
+
+
+MISSPELLED = {
+    "weight_decy": "weight_decay",
+    "weigth_decay": "weight_decay",
+    "betaz": "betas",
+    "epss": "eps",
+    "amsgard": "amsgrad",
+    "l": "lr",
+}
+OTHERS = ["name", "initial_lr", "max_lr", "base_momentum", "weight_dcy", "LR", "Betas2", 7]
+
+
+@pytest.mark.parametrize("key", MISSPELLED)
+@pytest.mark.parametrize("when", ["construction", "running"])
+def test_a_key_one_edit_from_an_option_gives_a_warning_once(key, when):
+    [p] = parameters((2,))
+    message = f"has '{key}', which is no option and has no effect; did you mean '{MISSPELLED[key]}'"
+    if when == "construction":
+        with pytest.warns(UserWarning, match=message) as caught:
+            optimizer = FusedRAdam([{"params": [p], key: 0.1}])
+    else:
+        optimizer = train(FusedRAdam([p]), gradients([p], 1))
+        optimizer.param_groups[0][key] = 0.1
+        with pytest.warns(UserWarning, match=message) as caught:
+            train(optimizer, gradients([p], 1))
+    assert caught[0].filename.endswith((__file__, "helpers.py"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.param_groups[0]["eps"] = 1e-3
+        train(optimizer, gradients([p], 2))
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_other_keys_give_no_warning(key):
+    [p] = parameters((2,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = FusedRAdam([{"params": [p], key: 0.1}])
+        train(optimizer, gradients([p], 1))
+    assert optimizer.param_groups[0][key] == 0.1
+
+
+def test_the_text_of_an_optimizer_names_its_backend():
+    optimizer = FusedRAdam(parameters((2,)), backend="cpu", flatten=True)
+    assert repr(optimizer).startswith("FusedRAdam (\nParameter Group 0\n    betas: (0.9, 0.999)\n")
+    assert repr(optimizer).endswith("    weight_decay: 0\nbackend: cpu\nflatten: True\n)")
+
+
+@pytest.mark.parametrize(
+    "value", [1e-3, 1, True, np.float32(1e-3), torch.tensor(1e-3), Fraction(1)]
+)
+def test_numbers_of_any_kind_are_learning_rates(value, backend):
+    [p], [q] = parameters((4,)), parameters((4,))
+    train(FusedRAdam([p], lr=value, backend=backend), gradients([p], 7))
+    train(FusedRAdam([q], lr=float(value), backend=backend), gradients([q], 7))
+    assert_same_bits(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize("betas", [[0.9, 0.99], np.array([0.9, 0.99]), (torch.tensor(0.9), 0.99)])
+def test_any_sequence_of_two_numbers_is_a_pair_of_betas(betas, backend):
+    [p], [q] = parameters((4,)), parameters((4,))
+    train(FusedRAdam([p], betas=betas, backend=backend), gradients([p], 7))
+    train(FusedRAdam([q], betas=tuple(map(float, betas)), backend=backend), gradients([q], 7))
+    assert_same_bits(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize("value", [1, 0, np.bool_(True)])
+def test_flags_can_be_numbers(value, backend):
+    [p], [q] = parameters((4,)), parameters((4,))
+    train(FusedRAdam([p], amsgrad=value, backend=backend), gradients([p], 7))
+    train(FusedRAdam([q], amsgrad=bool(value), backend=backend), gradients([q], 7))
+    assert_same_bits(p.detach(), q.detach())

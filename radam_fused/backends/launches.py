@@ -1,6 +1,6 @@
-"""The interface of a launch, and the base of launches that pass addresses to kernels."""
+"""The launches of a step: their interface, and the base of those that pass addresses to kernels."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -8,13 +8,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..allocation import take_over_layout
 from ..extension import _C
 from ..flat import Slot
+from ..interrupts import deferred
 from ..options import COEFFICIENTS, NAMES, OptionSet
+from ..state import State
 from ..tensors import describe
 
 Place = tuple[int, int]  # index of a group, index of a parameter in it
 Groups = Sequence[dict[str, Any]]
+States = MutableMapping[Tensor, Any]
 
 
 def params_of(group: Mapping[str, Any]) -> Sequence[Tensor]:
@@ -164,6 +168,90 @@ class Launch(Protocol):
 
     def release(self) -> None:
         """Release the tensors that were read, without a step."""
+
+
+class Launches:
+    """The launches of a step. All of them read, then all compute, then all run."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[tuple[str, Kind], Launch] = {}
+        self._is_atomic = True
+
+    def __len__(self) -> int:
+        return len(self._by_kind)
+
+    def __iter__(self) -> Iterator[Launch]:
+        return iter(self._by_kind.values())
+
+    def add(
+        self,
+        place: Place,
+        param: Tensor,
+        grad: Tensor,
+        state: State,
+        moments: Sequence[str],
+        backend: Any,
+        counts_on_device: bool = False,
+        slot: Slot | None = None,
+    ) -> None:
+        """Add a parameter to the launch of its kind.
+
+        Its moments get the memory order of the parameter; each stays the same object.
+
+        Args:
+            place: Position of the parameter in the groups.
+            param: The parameter.
+            grad: Its gradient.
+            state: Its state.
+            moments: Names of the moments that the step needs.
+            backend: The backend that updates it.
+            counts_on_device: Whether its device counts its steps.
+            slot: Its slot in a flat buffer, or None.
+        """
+        if backend.name != "eager":
+            take_over_layout(param, state, moments)
+        kind = Kind(
+            param.device,
+            param.dtype,
+            grad.dtype,
+            state["exp_avg"].dtype,
+            state["step"].dtype,
+            ("step", *moments),
+            counts_on_device,
+        )
+        if (backend.name, kind) not in self._by_kind:
+            launch = self._by_kind[backend.name, kind] = backend.launch(kind)
+            self._is_atomic = launch.is_atomic and len(self) == 1
+        types = {type(tensor) for tensor in (param, grad, *state.values())}
+        self._by_kind[backend.name, kind].add(place, types, slot)
+
+    def read(self, groups: Groups, states: States) -> bool:
+        """Read every launch; False if a parameter does not fit its launch any more."""
+        return all(launch.read(groups, states) for launch in self._by_kind.values())
+
+    def have_moved(self) -> bool:
+        """Whether a tensor that the step writes lies at another address than at the last step."""
+        return any(launch.has_moved() for launch in self._by_kind.values())
+
+    def misfit(self) -> tuple[Place, str]:
+        """The place of a parameter that does not fit its launch, and the name of its tensor."""
+        return next(found for found in (launch.misfit() for launch in self) if found[1])
+
+    def compute(self, step: Step) -> None:
+        """Compute every launch. Writes nothing."""
+        for launch in self._by_kind.values():
+            launch.compute(step)
+
+    def run(self) -> None:
+        """Run every launch. Ctrl-C cannot leave some parameters updated and others not."""
+        with nullcontext() if self._is_atomic else deferred():
+            for launch in self._by_kind.values():
+                launch.run()
+
+    def release(self) -> None:
+        """Release every tensor that was read, without a step."""
+        for launch in self._by_kind.values():
+            launch.release()
 
 
 class TableLaunch:

@@ -31,7 +31,7 @@ ROWS = [
     {"backends.launches"},
     {"backends.eager", "backends.cpu", "backends.cuda", "backends.triton"},
     {"backends"},
-    {"faults", "loading", "launch_set"},
+    {"faults", "loading", "separation"},
     {"plan"},
     {"base", "functional"},
     {"optimizer", "adam"},
