@@ -34,7 +34,7 @@ def check_groups(groups: Any, options: OptionSet) -> None:
     """Check the parameter groups of an optimizer.
 
     Raises:
-        TypeError: Something is no list, dict, tensor or number.
+        TypeError: Something is not a list, dict, tensor or number.
         KeyError: A group has no parameters.
         ValueError: An option is out of range.
         RuntimeError: Options exclude each other.

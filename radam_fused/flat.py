@@ -198,8 +198,8 @@ class FlatGroup:
     Raises:
         ValueError: There is no parameter; or a parameter is not dense, has been freed, or overlaps
             another one in memory.
-        TypeError: ``gradients`` is neither True nor False; or something is no tensor, or a tensor
-            subclass that keeps its memory in other tensors.
+        TypeError: ``gradients`` is neither True nor False; or something is not a tensor, or is a
+            tensor subclass that keeps its memory in other tensors.
         RuntimeError: The extension cannot be loaded; the message says why.
 
     Example:

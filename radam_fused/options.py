@@ -297,7 +297,7 @@ class OptionSet:
             raise type(error)(f"{error}{where}")
 
     def warn_of_misspelled(self, group: Group, warned: set[str]) -> None:
-        """Warn of keys that are no options, but nearly the name of one.
+        """Warn of keys that are not options, but nearly the name of one.
 
         Args:
             group: The group.
@@ -308,7 +308,7 @@ class OptionSet:
             if meant is not None:
                 warned.add(key)
                 warn_user(
-                    f"a parameter group has {key!r}, which is no option and has no effect; "
+                    f"a parameter group has {key!r}, which is not an option and has no effect; "
                     f"did you mean {meant!r}?"
                 )
 

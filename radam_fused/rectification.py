@@ -155,7 +155,7 @@ def rho_inf(beta2: float) -> float:
         beta2: Decay rate of the second moment, in [0, 1).
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is out of range.
     """
     _check("beta2", beta2, "a number in [0, 1)", lambda beta: 0 <= beta < 1)
@@ -175,7 +175,7 @@ def rho_t(step: float, beta2: float) -> float:
         beta2: Decay rate of the second moment, in [0, 1).
 
     Raises:
-        TypeError: An argument is no number.
+        TypeError: An argument is not a number.
         ValueError: An argument is out of range.
     """
     limit = rho_inf(beta2)
@@ -233,7 +233,7 @@ def variance(rho: float, exact: bool = False) -> float:
             ``rho / (2 (rho - 2) (rho - 4))``.
 
     Raises:
-        TypeError: ``rho`` is no number.
+        TypeError: ``rho`` is not a number.
         ValueError: The variance is infinite.
     """
     least = 2 if exact else 4
@@ -258,7 +258,7 @@ def r_t(step: float, beta2: float, threshold: float = 5.0, exact: bool = False) 
         exact: Whether to use the exact variance.
 
     Raises:
-        TypeError: An argument is no number.
+        TypeError: An argument is not a number.
         ValueError: An argument is out of range.
     """
     least = 2 if exact else 4

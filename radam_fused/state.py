@@ -93,7 +93,7 @@ def check_param(param: Tensor, name: str) -> None:
     """Check a parameter.
 
     Raises:
-        TypeError: It is no tensor, or its dtype is none of float64, float32, bfloat16, float16,
+        TypeError: It is not a tensor, or its dtype is none of float64, float32, bfloat16, float16,
             complex128 and complex64.
         ValueError: The layout is not strided, several elements share memory, or the storage was
             freed.
@@ -110,7 +110,7 @@ def check_grad(param: Tensor, grad: Tensor, name: str, algorithm: str = "RAdam")
     """Check a gradient against its parameter. It can have another real or complex dtype.
 
     Raises:
-        TypeError: It is no tensor.
+        TypeError: It is not a tensor.
         RuntimeError: The gradient is sparse.
         ValueError: Its device or shape differs from the parameter's, only one is complex, its dtype
             is no dtype of a parameter, or its storage was freed.
@@ -144,7 +144,7 @@ def check_step(step: Any, name: str) -> None:
     """Check a step counter.
 
     Raises:
-        TypeError: It is no real number, and no tensor of one.
+        TypeError: It is neither a real number nor a tensor of real numbers.
         ValueError: It has several elements or no memory; or it is a number that is negative,
             infinite or NaN. The value of a tensor is not read.
     """
@@ -170,7 +170,7 @@ def check_state(param: Tensor, state: Any, name: str) -> None:
 
     Raises:
         KeyError: A tensor is missing.
-        TypeError: It is no mapping, or holds something else than tensors.
+        TypeError: It is not a mapping, or holds something else than tensors.
         ValueError: A tensor has another device, shape, dtype or layout than the parameter requires,
             elements that share memory, or no memory; or the step count is negative, infinite or
             NaN.
@@ -208,7 +208,7 @@ def check_moment_shape(param: Tensor, moment: Any, name: str) -> None:
     """Check the shape of a moment.
 
     Raises:
-        TypeError: It is no tensor.
+        TypeError: It is not a tensor.
         ValueError: Its shape is not that of the parameter.
     """
     shape = tuple(param.shape)

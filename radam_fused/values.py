@@ -83,7 +83,7 @@ def flag(name: str, or_none: bool = False) -> Domain:
     def check(value: Any) -> Exception | None:
         if (or_none and value is None) or (isinstance(value, Real) and value in (0, 1)):
             return None
-        # NumPy's bool is no number.
+        # NumPy does not register its bool as a number.
         if type(value).__name__ in ("bool", "bool_"):
             return None
         expected = "True, False or None" if or_none else "True or False"

@@ -208,7 +208,9 @@ OTHERS = ["name", "initial_lr", "max_lr", "base_momentum", "weight_dcy", "LR", "
 @pytest.mark.parametrize("when", ["construction", "running"])
 def test_a_key_one_edit_from_an_option_gives_a_warning_once(key, when):
     [p] = parameters((2,))
-    message = f"has '{key}', which is no option and has no effect; did you mean '{MISSPELLED[key]}'"
+    message = (
+        f"has '{key}', which is not an option and has no effect; did you mean '{MISSPELLED[key]}'"
+    )
     if when == "construction":
         with pytest.warns(UserWarning, match=message) as caught:
             optimizer = FusedRAdam([{"params": [p], key: 0.1}])

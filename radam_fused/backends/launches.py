@@ -79,7 +79,7 @@ class Step:
         capturing: Whether a CUDA graph is being captured.
 
     Raises:
-        TypeError: The scale or the flag is no tensor of real numbers.
+        TypeError: The scale or the flag is not a tensor of real numbers.
         ValueError: It has several elements.
     """
 
