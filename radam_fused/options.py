@@ -331,6 +331,9 @@ class OptionSet:
         A tensor learning rate becomes a number, or a float64 tensor if the step is differentiable.
         """
         arguments = {name: self.get(group, name) for name in COEFFICIENTS}
+        for name in ("lr", "eps", "weight_decay", "rectify_threshold"):
+            if not isinstance(arguments[name], Tensor):
+                arguments[name] = float(arguments[name])
         arguments["betas"] = tuple(float(beta) for beta in arguments["betas"])
         lr = arguments["lr"]
         if isinstance(lr, Tensor):

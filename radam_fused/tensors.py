@@ -52,7 +52,8 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, str | Number | list | tuple | dict | set):
         return reprlib.repr(value)
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
+        name = type(value).__name__
+        return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
     kind = type(value).__name__
     shape = tuple(value.shape)
     return f"a {kind} of dtype {value.dtype} and shape {shape} on {value.device}"

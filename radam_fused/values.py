@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from math import inf
-from numbers import Real
-from typing import Any
+from numbers import Complex, Real
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -25,12 +25,15 @@ def _number(value: Any, what: str, expected: str) -> float | Exception | None:
             return TypeError(f"Invalid {what} value: {describe(value)}, expected {expected}")
         readable = value.device.type == "cpu" and has_own_memory(value)
         return float(value.item()) if readable else None
-    if not isinstance(value, Real):
-        return TypeError(f"Invalid {what} value: {describe(value)}, expected {expected}")
+    is_complex = isinstance(value, Complex) and not isinstance(value, Real)
     try:
-        return float(value)
+        if isinstance(value, SupportsFloat | SupportsIndex) and not is_complex:
+            return float(value)
     except OverflowError:
         return inf
+    except (TypeError, ValueError):  # an array of several elements
+        pass
+    return TypeError(f"Invalid {what} value: {describe(value)}, expected {expected}")
 
 
 def number(name: str, in_torch: str = "", finite: bool = True) -> Domain:

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -242,9 +243,10 @@ def test_the_text_of_an_optimizer_names_its_backend():
     assert repr(optimizer).endswith("    weight_decay: 0\nbackend: cpu\nflatten: True\n)")
 
 
-@pytest.mark.parametrize(
-    "value", [1e-3, 1, True, np.float32(1e-3), torch.tensor(1e-3), Fraction(1)]
-)
+NUMBERS = [1, True, np.float32(1e-3), np.array(1e-3), torch.tensor(1e-3), Fraction(1), Decimal(1)]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
 def test_numbers_of_any_kind_are_learning_rates(value, backend):
     [p], [q] = parameters((4,)), parameters((4,))
     train(FusedRAdam([p], lr=value, backend=backend), gradients([p], 7))
