@@ -1,7 +1,7 @@
 """Loading a state_dict: what must hold before, and what torch's load_state_dict leaves to mend."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .state import (
     is_narrow,
     is_readable,
 )
-from .tensors import describe
+from .tensors import check_writable, describe
 
 # The place of the step counters, which the constructor decides.
 _FIXED = ("capturable", "fused")
@@ -71,6 +71,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: Groups, options: Opt
         complete_options(final, group, options, loaded=True)
         options.check(final, index)
         params, ids = params_of(group), saved["params"]
+        _check_type(f"params of {name}", ids, Sequence, "a list of indices")
         if len(ids) != len(params):
             raise ValueError(
                 "loaded state dict contains a parameter group that doesn't match the size of "
@@ -78,10 +79,11 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: Groups, options: Opt
                 f"{len(params)}"
             )
         for i, (param, saved_id) in enumerate(zip(params, ids, strict=True)):
-            state, name = saved_states.get(saved_id, {}), name_of(groups, (index, i))
-            _check_saved(param, state, name)
+            _check_type(f"an index of {name}", saved_id, Hashable, "a number")
+            state, param_name = saved_states.get(saved_id, {}), name_of(groups, (index, i))
+            _check_saved(param, state, param_name)
             if is_readable(state.get("step")):
-                counts.append((name, state["step"]))
+                counts.append((param_name, state["step"]))
     if counts:
         read = torch.stack([step.detach().reshape(()).double() for _, step in counts]).tolist()
         for (name, _), count in zip(counts, read, strict=True):
@@ -105,9 +107,20 @@ def _check_saved(param: Tensor, state: Any, name: str) -> None:
             )
     if "step" in state:
         check_step(state["step"], name)
+        _check_value(param, state["step"], f"step of {name}")
     for key in MOMENTS:
         if key in state and not is_lazy(param):
-            check_moment_shape(param, state[key], f"{key} of {name}")
+            moment, what = state[key], f"{key} of {name}"
+            check_moment_shape(param, moment, what)
+            check_writable(moment, what)
+            _check_value(param, moment, what)
+            if moment.is_complex() != param.is_complex():
+                raise ValueError(f"{what} has dtype {moment.dtype}, expected {param.dtype}")
+
+
+def _check_value(param: Tensor, saved: Any, name: str) -> None:
+    if isinstance(saved, Tensor) and saved.is_meta and not param.is_meta:
+        raise ValueError(f"{name} is on meta, expected a tensor with values")
 
 
 def complete_options(

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from .options import Group, OptionSet
-from .tensors import check_memory, check_writable, describe, has_own_memory, overlaps_itself
+from .tensors import (
+    check_memory,
+    check_tensor,
+    check_writable,
+    describe,
+    has_own_memory,
+    overlaps_itself,
+)
 
 State = dict[str, Any]
 
@@ -98,8 +105,7 @@ def check_param(param: Tensor, name: str) -> None:
         ValueError: The layout is not strided, several elements share memory, or the storage was
             freed.
     """
-    if not isinstance(param, Tensor):
-        raise TypeError(f"{name} is {describe(param)}, expected a tensor")
+    check_tensor(param, name, "a tensor")
     if param.dtype not in _ARITHMETIC:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ARITHMETIC)
         raise TypeError(f"{name} has dtype {param.dtype}, expected one of {supported}")
@@ -115,8 +121,7 @@ def check_grad(param: Tensor, grad: Tensor, name: str, algorithm: str = "RAdam")
         ValueError: Its device or shape differs from the parameter's, only one is complex, its dtype
             is no dtype of a parameter, or its storage was freed.
     """
-    if not isinstance(grad, Tensor):
-        raise TypeError(f"gradient of {name} is {describe(grad)}, expected a tensor")
+    check_tensor(grad, f"gradient of {name}", "a tensor")
     if grad.layout != torch.strided:
         raise RuntimeError(f"{algorithm} does not support sparse gradients: gradient of {name}")
     if grad.device != param.device:
@@ -151,8 +156,12 @@ def check_step(step: Any, name: str) -> None:
     if not isinstance(step, Tensor):
         if not isinstance(step, Real):
             raise TypeError(f"step of {name} is {describe(step)}, expected one number")
-        check_count(float(step), name)
+        try:
+            check_count(float(step), name)
+        except OverflowError:  # of an integer
+            check_count(inf, name)
         return
+    check_tensor(step, f"step of {name}", "one number")
     if step.numel() != 1:
         raise ValueError(f"step of {name} has shape {tuple(step.shape)}, expected one number")
     if step.is_complex():
@@ -208,11 +217,10 @@ def check_moment_shape(param: Tensor, moment: Any, name: str) -> None:
     """Check the shape of a moment.
 
     Raises:
-        TypeError: It is not a tensor.
+        TypeError: It is not a tensor, or is a nested one, which has no shape.
         ValueError: Its shape is not that of the parameter.
     """
     shape = tuple(param.shape)
-    if not isinstance(moment, Tensor):
-        raise TypeError(f"{name} is {describe(moment)}, expected a tensor of shape {shape}")
+    check_tensor(moment, name, f"a tensor of shape {shape}")
     if tuple(moment.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(moment.shape)}, expected {shape}")

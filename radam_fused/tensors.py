@@ -55,8 +55,20 @@ def describe(value: Any) -> str:
         name = type(value).__name__
         return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
     kind = type(value).__name__
+    if value.is_nested:
+        return f"a nested {kind}"
     shape = tuple(value.shape)
     return f"a {kind} of dtype {value.dtype} and shape {shape} on {value.device}"
+
+
+def check_tensor(value: Any, name: str, expected: str) -> None:
+    """Check that a value is a tensor with a shape.
+
+    Raises:
+        TypeError: It is something else, or a nested tensor.
+    """
+    if not isinstance(value, Tensor) or value.is_nested:
+        raise TypeError(f"{name} is {describe(value)}, expected {expected}")
 
 
 def check_memory(tensor: Tensor, name: str) -> None:

@@ -74,11 +74,14 @@ def interrupt(after=30):
         return trace
 
     before = sys.gettrace()
+    # A process in the background may ignore the signal.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.settrace(trace)
     try:
-        yield left
+        yield
     finally:
         sys.settrace(before)
+        signal.signal(signal.SIGINT, handler)
 
 
 class Running:
@@ -169,7 +172,7 @@ def held(value):
     """A value, or a copy of the values of a tensor."""
     if not isinstance(value, torch.Tensor) or value.is_meta or value.layout != torch.strided:
         return value
-    return value if is_freed(value) else value.detach().clone()
+    return value if value.is_nested or is_freed(value) else value.detach().clone()
 
 
 def differences(before, after):
