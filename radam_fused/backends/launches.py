@@ -121,7 +121,8 @@ class Launch(Protocol):
     """Updates parameters of one kind. All launches of a step read, then compute, then run."""
 
     kind: Kind
-    # Whether a signal handler in Python cannot run between the parts of :meth:`run`.
+    # Whether :meth:`run` is one call of the extension, after which it does nothing more. A handler
+    # of a signal, in Python, then cannot run between its parts.
     is_atomic: bool
     # Whether a captured graph uses memory of the launch; the launch must then live as long.
     is_replayed: bool
@@ -221,7 +222,7 @@ class Launches:
         )
         if (backend.name, kind) not in self._by_kind:
             launch = self._by_kind[backend.name, kind] = backend.launch(kind)
-            self._is_atomic = launch.is_atomic and len(self) == 1
+            self._is_atomic &= launch.is_atomic
         types = {type(tensor) for tensor in (param, grad, *state.values())}
         self._by_kind[backend.name, kind].add(place, types, slot)
 
@@ -244,9 +245,17 @@ class Launches:
 
     def run(self) -> None:
         """Run every launch. Ctrl-C cannot leave some parameters updated and others not."""
-        with nullcontext() if self._is_atomic else deferred():
+        if not self._is_atomic:
+            with deferred():
+                for launch in self._by_kind.values():
+                    launch.run()
+            return
+        try:
             for launch in self._by_kind.values():
                 launch.run()
+        except KeyboardInterrupt:
+            self.run()  # A launch that has run does nothing more.
+            raise
 
     def release(self) -> None:
         """Release every tensor that was read, without a step."""
