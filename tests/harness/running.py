@@ -61,7 +61,11 @@ def step_of(param, make, **options):
 
 @contextlib.contextmanager
 def interrupt(after=30):
-    """Ctrl-C before a line of the package is executed, counted from the first one."""
+    """Ctrl-C before a line of the package is executed, counted from the first one.
+
+    The trace function can raise where no signal arrives: where a with statement ends, before it
+    calls the exits of its contexts. The gradient mode is therefore restored here.
+    """
     left = [after]
 
     def trace(frame, event, _):
@@ -76,11 +80,13 @@ def interrupt(after=30):
     before = sys.gettrace()
     # A process in the background may ignore the signal.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with_gradients = torch.is_grad_enabled()
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        torch.set_grad_enabled(with_gradients)
         signal.signal(signal.SIGINT, handler)
 
 
