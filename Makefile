@@ -5,22 +5,41 @@ PYTHON := $(or $(ACTIVE),.venv/bin/python)
 export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
 SOURCES := setup.py pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
+# What the demo needs, unless everything is installed.
+DEMO_INSTALLED := $(or $(wildcard $(INSTALLED)),$(subst installed,demo,$(INSTALLED)))
+# One worker per core. A worker has one OpenMP thread, unless a test wants more, and waits asleep.
+WORKERS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+IN_PARALLEL := -n auto --maxprocesses 16 --dist worksteal
 SANITIZED := build/sanitized
 # Tool, backend and test. A capture needs the caching allocator; without it, memcheck sees every tensor.
 SANITIZER_RUNS := memcheck/cuda/guards memcheck/triton/guards initcheck/cuda/guards \
   memcheck/cuda/graphs memcheck/triton/graphs
 
-.PHONY: demo quick test ptx oldest-triton bench structure paper gpu lint format sanitize package clean
+.PHONY: demo quick test examples docs trial ptx oldest-triton bench structure paper gpu lint format \
+  sanitize package clean
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	$(PYTHON) -m bench.demo
 
 # The tests that are not marked slow: under three minutes on two cores.
 quick: $(INSTALLED)
-	$(PYTHON) -m pytest -q
+	$(WORKERS) $(PYTHON) -m pytest -q $(IN_PARALLEL)
 
+# Every test but those of the examples: under eight minutes on two cores.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -m "" tests
+	$(WORKERS) $(PYTHON) -m pytest -m "" tests -q $(IN_PARALLEL)
+
+# Runs each file of examples/ at a small size. Its libraries are those of the extra "examples".
+examples: build/examples$(subst /,-,$(abspath $(PYTHON)))
+	$(PYTHON) -m pytest -q examples
+
+build/examples%: $(INSTALLED)
+	$(PYTHON) -m pip install -q $(PINNED) -e '.[examples]' --no-build-isolation
+	touch $@
+
+# Writes the site to build/site.
+docs: $(INSTALLED)
+	$(PYTHON) -m mkdocs build --strict --quiet
 
 # Every case of the compiled kernels, executed from their PTX, for each generation of GPUs. make test
 # runs a selection.

@@ -5,8 +5,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from radam_fused.benchmark.timing import Timing, timings
+
 from .bandwidth_limit import LIMIT
-from .timing import Timing, timings
 
 Record = dict[str, Any]
 

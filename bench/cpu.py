@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from radam_fused.benchmark.timing import Timing, interleave
+
 from .bandwidth_limit import LIMIT, limit, new_arrays
 from .cases import CASES, MANY, elements
 from .charts import draw, draw_scaling
@@ -27,7 +29,6 @@ from .tables import (
     table,
     targets_table,
 )
-from .timing import Timing, interleave
 
 Measured = TypeVar("Measured")
 

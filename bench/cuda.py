@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from radam_fused.benchmark.timing import Clock, Step, device_clock, enqueue_clock, interleave
+
 from .bandwidth_limit import COPY, LIMIT, limit, new_arrays
 from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, resnet50, scaled
 from .machine import gpu, machine
@@ -30,7 +32,6 @@ from .rivals import (
     bytes_per_element,
 )
 from .tables import Target, case_table, check_targets, targets_table
-from .timing import Clock, Step, device_clock, enqueue_clock, interleave
 
 SECONDS = 120  # for one case, in its process
 # Of one element over all optimizers: shared tensors, the limit's, temporaries, flat buffers.

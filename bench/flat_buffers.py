@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 
 from radam_fused import FusedRAdam
+from radam_fused.benchmark.timing import Timing, interleave
 
 from .cases import CASES, Shapes, elements
 from .rivals import OURS, parameters
-from .timing import Timing, interleave
 
 FLAT = f"{OURS} flatten=True"
 FLAT_GRADIENTS = f"{OURS} flatten=True, flat gradients"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from radam_fused.backends.cpu import instruction_sets
+from radam_fused.report import processor
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,13 +34,6 @@ def find_tool(name: str) -> str:
     return found
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -59,7 +53,7 @@ def commit() -> str:
     """The commit of the checkout, marked if files other than results differ from it."""
     git = ("git", "-C", str(ROOT))
     head = _output(*git, "rev-parse", "--short=12", "HEAD")
-    results = (":!bench/results", ":!docs/evidence.md")
+    results = (":!bench/results", ":!docs", ":!README.md")
     changed = _output(*git, "status", "--porcelain", "--", ".", *results)
     return (head or "unknown") + ("-changed" if changed else "")
 
@@ -69,7 +63,7 @@ def machine() -> dict[str, object]:
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
-        "processor": _processor(),
+        "processor": processor(),
         "architecture": platform.machine(),
         "threads": torch.get_num_threads(),
         "instruction_set": (instruction_sets() or ["none"])[0],

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from radam_fused.benchmark.timing import timings
+
 from .cases import CASES
 from .tables import cpu_table, scaling_table, table, targets_table
-from .timing import timings
 
 
 def page(record: dict[str, Any]) -> str:

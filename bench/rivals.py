@@ -7,16 +7,15 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import radam_fused
 from radam_fused import FusedRAdam
+from radam_fused.benchmark.rivals import FUSED_ADAMW, OURS, RADAM, SharedTensors
+from radam_fused.benchmark.timing import Step
 
 from . import variant
 from .cases import Shapes
-from .timing import Step
 
-OURS = "FusedRAdam"
 ADAMW = "FusedAdamW"
 FLAT = f"{OURS} flatten=True"
 TRITON = f"{OURS} by Triton"
@@ -26,7 +25,6 @@ REPLAYED_TRITON = f"{OURS} by Triton in a CUDA graph"
 ROUGHLY = f"{OURS} contracted, rough division"
 FOREACH = "torch RAdam foreach"
 COMPILED = "torch.compile of RAdam"
-FUSED_ADAMW = "torch AdamW fused"
 
 
 def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
@@ -77,7 +75,7 @@ def _ours(name: str) -> Callable[[Shapes], Step]:
 RIVALS: dict[str, Callable[[Shapes], Step]] = {
     OURS: _ours(OURS),
     ADAMW: _ours(ADAMW),
-    "torch RAdam": _torch(torch.optim.RAdam, foreach=False),
+    RADAM: _torch(torch.optim.RAdam, foreach=False),
     FOREACH: _torch(torch.optim.RAdam, foreach=True),
     COMPILED: _compiled,
     "torch Adam": _torch(torch.optim.Adam),
@@ -95,52 +93,13 @@ def rivals_of(shapes: Shapes) -> dict[str, Callable[[Shapes], Step]]:
     return {name: make for name, make in RIVALS.items() if name not in skipped}
 
 
-class SharedRivals:
-    """Optimizers that share parameters, gradients and moments, on one device.
-
-    The place of a tensor in memory changes a kernel's time by 2 to 4 %, so all optimizers work on
-    the same tensors. That is also what lets 1B elements fit on a GPU.
-
-    Args:
-        shapes: Shapes of the parameters.
-        device: Their device.
-        dtype: Their dtype.
-    """
-
-    def __init__(
-        self, shapes: Shapes, device: str = "cuda", dtype: torch.dtype = torch.float32
-    ) -> None:
-        def normal(shape: Sequence[int]) -> Tensor:
-            return torch.randn(shape, device=device, dtype=dtype)
-
-        self._device = device
-        self.params = [torch.nn.Parameter(normal(shape)) for shape in shapes]
-        for param in self.params:
-            param.grad = normal(param.shape)
-        self._moments: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
-
-    def moments(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """The moments of a dtype, one pair per parameter."""
-        if dtype not in self._moments:
-            self._moments[dtype] = [
-                (torch.zeros_like(p, dtype=dtype), torch.ones_like(p, dtype=dtype))
-                for p in self.params
-            ]
-        return self._moments[dtype]
-
-    def _share(
-        self, optimizer: torch.optim.Optimizer, moment: torch.dtype, counter: str = "cpu"
-    ) -> Step:
-        for param, (exp_avg, exp_avg_sq) in zip(self.params, self.moments(moment), strict=True):
-            step = torch.tensor(0.0, device=counter)
-            state = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-            optimizer.state[param] = state
-        return optimizer.step
+class SharedRivals(SharedTensors):
+    """Optimizers of the benchmark on a GPU, on shared tensors."""
 
     def _ours(self, backend: str, **options: Any) -> Step:
-        counter = self._device if options.get("capturable") else "cpu"
+        counter = self.device if options.get("capturable") else "cpu"
         optimizer = FusedRAdam(self.params, backend=backend, **options)
-        return self._share(optimizer, torch.float32, counter)
+        return self.share(optimizer, torch.float32, counter)
 
     def _flat(self) -> Step:
         # It moves its parameters, so it has its own.
@@ -170,7 +129,7 @@ class SharedRivals:
     def _torch(
         self, cls: type[torch.optim.Optimizer], counter: str = "cpu", **options: Any
     ) -> Step:
-        return self._share(cls(self.params, **options), self.params[0].dtype, counter)
+        return self.share(cls(self.params, **options), self.params[0].dtype, counter)
 
     def _apex(self) -> Step:
         from apex.optimizers import FusedAdam
@@ -179,7 +138,7 @@ class SharedRivals:
 
     def step(self, name: str) -> Step:
         """A step of one optimizer, by its name."""
-        optim, device = torch.optim, self._device
+        optim, device = torch.optim, self.device
         makers: dict[str, Callable[[], Step]] = {
             OURS: lambda: self._ours("cuda"),
             TRITON: lambda: self._ours("triton"),
@@ -192,7 +151,7 @@ class SharedRivals:
             COMPILED: lambda: torch.compile(self._torch(optim.RAdam, foreach=True)),
             "torch RAdam capturable": lambda: self._torch(optim.RAdam, device, capturable=True),
             "torch Adam": lambda: self._torch(optim.Adam, foreach=True),
-            ADAMW: lambda: self._share(
+            ADAMW: lambda: self.share(
                 radam_fused.FusedAdamW(self.params, backend="cuda"), torch.float32
             ),
             FUSED_ADAMW: lambda: self._torch(optim.AdamW, device, fused=True),

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from radam_fused.benchmark.timing import Timing, interleave
+
 from .bandwidth_limit import LIMIT, limit, new_arrays
 from .cases import Shapes, elements
 from .rivals import OURS, RIVALS
-from .timing import Timing, interleave
 
 Scaling = dict[str, dict[str, dict[str, Timing]]]
 

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
+from radam_fused.benchmark.timing import Timing, timings
+
 from .bandwidth_limit import LIMIT
 from .cases import MANY, Shapes, elements
 from .flat_buffers import AS_ONE, FLAT, READING
 from .rivals import OURS
-from .timing import Timing, timings
 
 Results = dict[str, dict[str, Timing]]
 Columns = Mapping[str, Callable[[str, Timing], str]]

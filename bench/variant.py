@@ -11,10 +11,10 @@ from unittest import mock
 
 from radam_fused import extension, plan
 from radam_fused.backends import cuda, launches
+from radam_fused.benchmark.timing import Step
 
 from .bandwidth_limit import BUILD
 from .machine import ROOT, find_tool
-from .timing import Step
 
 ROUGHLY = ["--fmad=true", "--prec-div=false", "--prec-sqrt=false", "--ftz=true"]
 BUILT = BUILD / "roughly"

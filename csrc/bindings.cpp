@@ -1,6 +1,8 @@
 // The bindings of radam_fused._C, except for those of the CUDA backend (csrc/cuda/bindings.cpp).
 #include "bindings.h"
 
+#include <array>
+
 #include <pybind11/stl.h>
 
 #include "cpu/step.h"
@@ -19,6 +21,27 @@ void cpu_step(radam::TensorTable& table, int threads, const std::string& instruc
   radam::run_launch(table, [&](const radam::Work& work) {
     radam::cpu::step(work, threads, instruction_set, prefetch);
   });
+}
+
+// Four contiguous float32 tensors of one length on the CPU.
+void cpu_move(const std::array<py::object, 4>& tensors, int threads,
+              const std::string& instruction_set) {
+  std::array<float*, 4> arrays{};
+  std::int64_t numel = 0;
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const std::string name = "tensor " + std::to_string(i);
+    const radam::Range range = radam::contiguous_range(tensors[i], name);
+    if (i == 0) numel = range.numel;
+    if (range.device.type != radam::dlpack::kCPU || range.numel != numel ||
+        range.dtype.code != radam::dlpack::kFloat || range.dtype.bits != 32) {
+      throw std::invalid_argument("cpu_move: " + name +
+                                  " differs, expected float32 tensors of one length on the CPU");
+    }
+    arrays[i] = static_cast<float*>(range.address);
+  }
+  const py::gil_scoped_release release;
+  const auto [param, grad, exp_avg, exp_avg_sq] = arrays;
+  radam::cpu::move({param, grad, exp_avg, exp_avg_sq}, numel, threads, instruction_set);
 }
 
 template <typename Row>
@@ -82,6 +105,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
   m.def("instruction_sets", &radam::cpu::instruction_sets);
   m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("threads"), py::arg("instruction_set"),
         py::arg("prefetch") = py::none());
+  m.def("cpu_move", &cpu_move, py::arg("tensors"), py::arg("threads"), py::arg("instruction_set"));
 #if defined(RADAM_CUDA)
   radam::cuda::bind(m);
 #endif

@@ -1,58 +1,42 @@
-"""Prints which backends are available on this machine, and why the others are not."""
+"""Reports which backends are available on this machine, and measures the time of a step."""
 
 import os
-import platform
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
-
-from . import __version__, backends
-from .backends.cpu import instruction_sets
-from .backends.cuda import architectures
-from .backends.triton import version
-
-
-def _kernels() -> str:
-    """The GPUs that this build has CUDA kernels for."""
-    built = (architectures() or "").split()
-    if not built:
-        return "not built"
-    machine_code = [f"sm_{name.removesuffix('-real')}" for name in built if "-virtual" not in name]
-    has_ptx = any("-real" not in name for name in built)
-    return f"built for {', '.join(machine_code)}{', and as PTX for later GPUs' * has_ptx}"
-
-
-def _report() -> Iterator[str]:
-    yield f"radam_fused {__version__}"
-    yield f"  torch            {torch.__version__}"
-    yield f"  Python           {platform.python_version()} on {platform.machine()}"
-    yield f"  threads          {torch.get_num_threads()}"
-    available = instruction_sets()
-    chosen = f"{available[0]} (of {', '.join(available)})" if available else "none"
-    yield f"  instruction set  {chosen}"
-    yield f"  CUDA kernels     {_kernels()}"
-    yield f"  Triton           {version() or 'not installed'}"
-    yield "backends, in the order of backend='auto'"
-    for name, backend in backends.BACKENDS.items():
-        reason = backend.unavailable()
-        yield f"  {name:<8} {'available' if reason is None else 'unavailable: ' + reason}"
+from .benchmark import command
+from .report import report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the report.
+    """Run the command line.
 
     Args:
         arguments: The arguments of the command; None for those of the process.
     """
-    ArgumentParser("python -m radam_fused", description=__doc__).parse_args(arguments)
+    parser = ArgumentParser("python -m radam_fused", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    info = "which backends are available, and why the others are not (the default)"
+    commands.add_parser(
+        "info", help=info, description=f"Prints {info.removesuffix(' (the default)')}."
+    )
+    bench = "the time of a step: FusedRAdam, torch.optim.RAdam and fused AdamW; under a minute"
+    command.add_arguments(
+        commands.add_parser("bench", help=bench, description=f"Measures {bench}.")
+    )
+    options = parser.parse_args(arguments)
     try:
-        for line in _report():
-            print(line, flush=True)
+        if options.command == "bench":
+            command.run(options)
+        else:
+            for line in report():
+                print(line, flush=True)
     except BrokenPipeError:  # by a reader such as head
         # Python flushes stdout once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Fixtures: backends, instruction sets, and the marker of slow tests."""
+"""Fixtures for backends and instruction sets; marks slow tests and counts skipped ones."""
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -75,6 +76,16 @@ def host_backend(request, monkeypatch):
 def grid(monkeypatch):
     """The CUDA backend on the host grid."""
     return CudaGrid(monkeypatch)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Sum up the skipped tests, one line per reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5} {reason}")
 
 
 def pytest_collection_modifyitems(items):

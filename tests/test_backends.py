@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
-from radam_fused import __main__ as report
-from radam_fused.backends import cpu, cuda, triton
+from radam_fused.backends import cuda, triton
 
 from .harness.helpers import gradients, launches_of, parameters, train
 
@@ -231,52 +230,6 @@ def test_without_the_extension_only_eager_is_available(broken):
 def test_backends_have_the_order_of_auto():
     assert [*backends.BACKENDS] == ["cuda", "triton", "cpu", "eager"]
     assert all(name == backend.name for name, backend in backends.BACKENDS.items())
-
-
-REPORT = [sys.executable, "-m", "radam_fused"]
-
-
-@pytest.mark.parametrize(
-    ("built", "text"),
-    [
-        (None, "not built"),
-        ("90-real", "built for sm_90"),
-        ("75-real 90", "built for sm_75, sm_90, and as PTX for later GPUs"),
-        ("90-real 90-virtual", "built for sm_90, and as PTX for later GPUs"),
-    ],
-)
-def test_the_report_says_which_gpus_have_kernels(built, text, monkeypatch, capsys):
-    monkeypatch.setattr(report, "architectures", lambda: built)
-    report.main([])
-    assert f"\n  CUDA kernels     {text}\n" in capsys.readouterr().out
-
-
-def test_the_report_has_a_help_and_refuses_arguments():
-    helped = subprocess.run([*REPORT, "--help"], capture_output=True, text=True, check=True)
-    assert helped.stdout.startswith("usage: python -m radam_fused [-h]")
-    refused = subprocess.run([*REPORT, "cuda"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "unrecognized arguments: cuda" in refused.stderr
-    assert not refused.stdout
-
-
-def test_the_report_ends_quietly_in_a_closed_pipe():
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(REPORT, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_report_lists_every_backend():
-    report = subprocess.run(REPORT, capture_output=True, text=True, check=True).stdout
-    for name in ("cuda", "triton", "cpu", "eager"):
-        assert f"\n  {name} " in report
-    reason = backends.BACKENDS["cuda"].unavailable()
-    assert f"cuda     {'unavailable: ' + reason if reason else 'available'}" in report
-    assert "cpu      available" in report
-    assert torch.__version__ in report
-    assert cpu.instruction_sets()[0] in report
 
 
 def test_the_extension_shares_torch_s_threads():

@@ -21,9 +21,11 @@ class Run:
 
     def __init__(self, make: MakeOptimizer, lr: float) -> None:
         torch.manual_seed(0)
-        self.model = Transformer(context=CONTEXT)
+        self.model = Transformer(width=128, layers=2, context=CONTEXT)
+        self._start = self._weights().clone()
         self.optimizer = make(self.model.parameters(), lr=lr)
         self.losses: dict[int, float] = {}
+        self.validations: dict[int, float] = {}
         self.step_seconds: list[float] = []
         self.total_seconds: list[float] = []
 
@@ -42,12 +44,23 @@ class Run:
         self.total_seconds.append(end - start)
 
     @torch.no_grad()
-    def validate(self, text: Tensor) -> float:
-        """The mean loss of fixed batches of the held-out text."""
+    def validate(self, text: Tensor, step: int) -> None:
+        """Record the mean loss of fixed batches of the held-out text after so many steps."""
         losses = [
             self.model(*batch(text, -1 - i, BATCH, CONTEXT)).item() for i in range(VALIDATIONS)
         ]
-        return statistics.fmean(losses)
+        self.validations[step] = statistics.fmean(losses)
+
+    def validation_loss(self) -> float:
+        """The last validation loss."""
+        return list(self.validations.values())[-1]
+
+    def smoothed(self, window: int) -> tuple[list[int], list[float]]:
+        """Steps, and the means of the training losses of so many steps before each."""
+        steps, losses = list(self.losses), list(self.losses.values())
+        ends = range(min(window, len(losses)), len(losses) + 1)
+        means = [statistics.fmean(losses[max(0, end - window) : end]) for end in ends]
+        return [steps[end - 1] + 1 for end in ends], means
 
     def final_loss(self) -> float:
         """The mean training loss of the last twenty steps."""
@@ -72,7 +85,13 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def largest_difference(self, other: "Run") -> float:
-        """The largest difference between the parameters of two runs."""
-        pairs = zip(self.model.parameters(), other.model.parameters(), strict=True)
-        return max((p - q).abs().max().item() for p, q in pairs)
+    def distance(self, other: "Run") -> float:
+        """The distance between the parameters of two runs."""
+        return (self._weights() - other._weights()).norm().item()
+
+    def distance_from_start(self) -> float:
+        """The distance of the parameters from their initial values."""
+        return (self._weights() - self._start).norm().item()
+
+    def _weights(self) -> Tensor:
+        return torch.nn.utils.parameters_to_vector(self.model.parameters()).detach()

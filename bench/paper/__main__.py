@@ -8,8 +8,8 @@ from types import ModuleType
 
 from matplotlib import pyplot
 
-from bench.charts import digest
 from bench.machine import machine
+from bench.style import save
 
 from . import (
     amsgrad,
@@ -49,8 +49,7 @@ def picture(module: ModuleType, results: dict[str, object], path: Path) -> None:
     """Draw the results of an experiment into a file."""
     figure = pyplot.figure(figsize=module.SIZE, layout="constrained")
     module.draw(results, figure)
-    figure.savefig(path, dpi=80, metadata=digest(results))
-    pyplot.close(figure)
+    save(figure, path, results)
 
 
 def run(name: str, folder: Path) -> None:

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from bench.style import LINES, legend, plain, shades
 from radam_fused import FusedRAdam
 from radam_fused.rectification import rectification
 
 from .grid import logarithmic
 from .page import markdown
-from .robustness import RATES, SEEDS, draw_scores, scores_table, train_all
+from .robustness import LIMITS, RATES, SCORES, SEEDS, median_of, scores_table, train_all
 from .training import Recipe
 
 QUESTION = "What is the benefit of the exact variance?"
 MINUTES = 4
-SIZE = (15, 4.5)  # of the picture, inches
+SIZE = (10, 3.8)  # of the picture, inches
 
 EXACT, EARLY = "exact", "exact, rho_t > 2"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -95,12 +96,21 @@ def _pairs(scores: dict[str, Any]) -> Iterator[str]:
 
 def draw(results: dict[str, Any], figure: Any) -> None:
     left, *others = figure.subplots(1, 1 + len(results["scores"]))
-    for i, (beta2, curves) in enumerate(results["r"].items()):
-        for (how, values), style in zip(curves.items(), ("-", "--", ":"), strict=True):
-            label = f"beta2 = {beta2}, {how}" if i == 2 else None
-            left.loglog(results["t"], values, style, color=f"C{i}", label=label)
-    left.set(xlabel="t", title="r_t; beta2 = " + ", ".join(results["r"]), ylim=(5e-3, 1.1))
-    left.legend(fontsize=8)
+    for shade, (beta2, curves) in zip(shades(len(BETA2)), results["r"].items(), strict=True):
+        for (_, values), style in zip(curves.items(), LINES, strict=False):
+            left.loglog(results["t"], values, style, color=shade)
+        middle = next(i for i, value in enumerate(values) if value > 0.25)
+        left.annotate(f" {beta2}", (results["t"][middle], 0.23), color=shade, va="top")
+    left.set(xlabel="step t", ylabel="r_t", title="r_t by beta2 (numbers at the lines)")
+    left.set_ylim(5e-3, 2)
+    plain(left)
     for axis, (task, by_name) in zip(others, results["scores"].items(), strict=True):
-        draw_scores(axis, task, by_name, dict.fromkeys(by_name, 1.0))
-        axis.set(xlabel="learning rate", title=task)
+        for (name, by_rate), style in zip(by_name.items(), LINES, strict=False):
+            wide = {"lw": 4, "alpha": 0.35} if style == "-" else {}  # seen below the others
+            rates = [float(lr) for lr in by_rate]
+            medians = [median_of(cell, task) for cell in by_rate.values()]
+            axis.plot(rates, medians, style, color="#303030", label=name, **wide)
+        axis.set(xscale="log", xlabel="learning rate", ylabel=SCORES[task], title=task)
+        axis.set_ylim(*LIMITS[task])
+        plain(axis)
+    legend(figure, others)

@@ -18,6 +18,8 @@ import torch
 from tqdm import tqdm
 
 from bench.demo.runs import MakeOptimizer
+from bench.rivals import OURS
+from bench.style import color, legend, plain
 from radam_fused import FusedRAdam
 from radam_fused.backends import BACKENDS
 from tests.harness.truth import Truth, rho_t
@@ -27,7 +29,7 @@ from .page import markdown
 
 QUESTION = "How large is the error of each update?"
 MINUTES = 7
-SIZE = (15, 4.5)  # of the picture, inches
+SIZE = (10, 4.2)  # of the picture, inches
 
 BETA2 = [0.9, 0.99, 0.999, 0.9999, 0.99999]
 EPS = 1e-16  # so small that its place in the formula does not matter
@@ -202,16 +204,30 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join([*tables, f"All backends of FusedRAdam gave {same} at every recorded step."])
 
 
+_LINES = {  # the lines of the picture: their members, which coincide, and how they look
+    "torch RAdam, capturable": ("torch RAdam, capturable", "#0072b2", "-"),
+    "torch RAdam": ("torch RAdam, for-loop", "#56b4e9", "-"),
+    "optimi RAdam": ("optimi RAdam", color("optimi RAdam"), "-"),
+    "FusedRAdam, every backend": ("FusedRAdam, cpu", color(OURS), "-"),
+    "torch RAdam, float64": (f"torch RAdam, {ALONE}", "#0072b2", ":"),
+    "FusedRAdam, float64": (f"FusedRAdam, {ALONE}", color(OURS), ":"),
+}
+
+
 def draw(results: dict[str, Any], figure: Any) -> None:
-    left, *others = figure.subplots(1, 1 + len(CURVE_BETA2))
-    for name, by_beta2 in results["errors"].items():
-        style = {"marker": "o", "ms": 3, "ls": "--" if name.startswith("Fused") else "-"}
+    axes = figure.subplots(1, 1 + len(CURVE_BETA2), sharey=True)
+    left, *others = axes
+    for label, (name, shade, line) in _LINES.items():
+        style = {"color": shade, "ls": line, "marker": "o", "ms": 2.5}
+        style |= {"lw": 4, "alpha": 0.7} if label == "torch RAdam" else {}  # seen below the others
         at_first = [error_at(results, name, beta2) for beta2 in BETA2]
-        left.loglog([1 - beta2 for beta2 in BETA2], at_first, label=name, **style)
+        left.loglog([1 - beta2 for beta2 in BETA2], at_first, label=label, **style)
         for axis, beta2 in zip(others, CURVE_BETA2, strict=True):
-            curve = by_beta2[str(beta2)]
+            curve = results["errors"][name][str(beta2)]
             axis.loglog(curve["t"], curve["error"], **style)
-            axis.set(xlabel="t", title=f"Error of the update, beta2 = {beta2}", ylim=(1e-17, 10))
-    left.set(xlabel="1 - beta2", title="Error of the first rectified update", ylim=(1e-17, 100))
+            axis.set(xlabel="step t", title=f"Every step, beta2 = {beta2}")
+    left.set(xlabel="1 - beta2", title="First rectified step", ylim=(1e-17, 100))
+    left.set_ylabel("relative error of the update")
     left.invert_xaxis()
-    left.legend(fontsize=6)
+    plain(*axes)
+    legend(figure, axes, columns=3)

@@ -19,7 +19,7 @@ from .training import TASKS, Recipe, adam, over_cores, steps_of
 
 QUESTION = "How do the gradients change in the first updates?"
 MINUTES = 13
-SIZE = (24, 12)  # of the picture, inches
+SIZE = (10, 6.5)  # of the picture, inches
 
 TASK = "bytes, the demo's size"
 RATES = [0.0005, 0.002, 0.01]
@@ -114,16 +114,27 @@ def table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:
-    axes = figure.subplots(len(results["runs"]), len(RECIPES) + 1, squeeze=False)
+    """A row per learning rate, a column per optimizer; the losses have a picture of their own."""
+    axes = figure.subplots(len(results["runs"]), len(RECIPES), squeeze=False, sharey=True)
+    most = max(
+        max(map(max, runs[0]["histograms"]))
+        for by_name in results["runs"].values()
+        for runs in by_name.values()
+    )
     for row, (lr, by_name) in zip(axes, results["runs"].items(), strict=True):
-        for axis, (name, runs) in zip(row, by_name.items(), strict=False):
-            image = torch.tensor(runs[0]["histograms"]).T.numpy()
-            extent = (0, image.shape[1], LOWEST, HIGHEST)
-            axis.imshow(image, aspect="auto", origin="lower", extent=extent, cmap="magma")
-            axis.set(xlabel="updates", title=f"{name}\nlearning rate {lr}", ylim=(-10, -1))
-        row[0].set_ylabel("log10 |g|")
-        for name, runs in by_name.items():
-            losses = torch.tensor([run["losses"] for run in runs]).mean(0)
-            row[-1].plot(losses.unfold(0, 10, 1).mean(1), lw=1, label=name)
-        row[-1].set(xlabel="updates", ylabel="loss", ylim=(2, 6), title=f"learning rate {lr}")
-        row[-1].legend(fontsize=7)
+        for axis, runs in zip(row, by_name.values(), strict=True):
+            shares = torch.tensor(runs[0]["histograms"]).T / 100  # per cent
+            extent = (0, shares.shape[1], LOWEST, HIGHEST)
+            image = axis.imshow(
+                shares, aspect="auto", origin="lower", extent=extent, cmap="magma", vmax=most / 100
+            )
+            axis.grid(visible=False)
+            axis.set(ylim=(-10, -1), yticks=[-10, -8, -6, -4, -2])
+            axis.set_yticklabels(["1e-10", "1e-8", "1e-6", "1e-4", "0.01"])
+        row[0].set_ylabel(f"learning rate {lr}\n|g|")
+    for axis, name in zip(axes[0], RECIPES, strict=True):
+        axis.set_title(name.replace(", ", ",\n"), fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("updates")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01)
+    bar.set_label("gradients in a bin of a quarter\nof a power of ten, %")

@@ -1,11 +1,13 @@
 """The presets side by side: how other implementations differ from torch.optim.RAdam."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.style import LINES, grid_of, legend, plain
 from radam_fused import PRESETS, FusedRAdam
 
 from .page import markdown
@@ -13,7 +15,7 @@ from .training import TASKS
 
 QUESTION = "How do other implementations differ?"
 MINUTES = 1
-SIZE = (20, 4.5)  # of the picture, inches
+SIZE = (10, 5.2)  # of the picture, inches
 
 LR = 0.01
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -125,18 +127,30 @@ def _alike(values: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:
-    *axes, last = figure.subplots(1, 1 + len(SETTINGS))
-    for axis, (setting, runs) in zip(axes, results["runs"].items(), strict=True):
-        for name, values in _alike(runs["same gradients"]).items():
-            if any(values):
-                times = range(1, len(values) + 1)
-                [line] = axis.semilogy(times, values, lw=1.2, label=name)
-                own = runs["own gradients"][name.split(",")[0]]
-                axis.semilogy(times, own, ":", color=line.get_color(), lw=1)
-        axis.set(xlabel="t; dotted: own gradients", title=setting, ylim=(1e-5, 10))
-        axis.legend(fontsize=8)
-    axes[0].set_ylabel("distance from torch / distance moved")
-    for name, values in _alike(results["runs"]["preset defaults"]["factors"]).items():
-        last.plot(range(1, len(values) + 1), values, lw=1.2, label=name)
-    last.set(xlabel="t", title="Step size / learning rate", ylim=(-0.05, 1.05))
-    last.legend(fontsize=8)
+    """A panel per preset that differs from torch's; the lines are the settings."""
+    names = [name for name in PRESETS if name != BASE]
+    axes = grid_of(figure, len(names) + 1, 4, sharex=True)
+    for axis, name in zip(axes, names, strict=False):
+        for (setting, runs), style in zip(results["runs"].items(), LINES, strict=False):
+            values = runs["same gradients"][name]
+            shown = [value or math.nan for value in values]  # equal ones have no place on the axis
+            axis.semilogy(range(1, len(values) + 1), shown, style, color="#303030", label=setting)
+        equal = [s for s, runs in results["runs"].items() if not any(runs["same gradients"][name])]
+        if equal:
+            text = "equal to torch with\n" + "\n".join(equal)
+            axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", fontsize=8)
+        axis.set(title=name, ylim=(1e-5, 10))
+        plain(axis)
+    for axis in axes[0:-1:4]:
+        axis.set_ylabel("distance from torch /\ndistance moved")
+    last = axes[-1]
+    factors = _alike(results["runs"]["preset defaults"]["factors"])
+    for name, values in factors.items():
+        last.plot(range(1, len(values) + 1), values, color="#808080")
+        if name in ("optimi", next(iter(factors))):
+            label = name if name == "optimi" else "the others"
+            last.annotate(label, (len(values), values[-1]), ha="right", va="bottom")
+    last.set(title="step size / learning rate", ylim=(-0.05, 1.15))
+    for axis in axes[-4:]:
+        axis.set_xlabel("step t")
+    legend(figure, axes[:-1], columns=3)

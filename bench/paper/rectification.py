@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.style import LINES, color, legend, plain, shades
 from radam_fused.rectification import r_t, rho_inf, rho_t
 
 from .grid import logarithmic
@@ -14,7 +15,7 @@ from .page import markdown
 
 QUESTION = "Which linear warm-up is rectification equivalent to?"
 MINUTES = 1
-SIZE = (15, 4.5)  # of the picture, inches
+SIZE = (10, 4.2)  # of the picture, inches
 
 BETA2 = [0.5, 0.6, 0.8, 0.9, 0.99, 0.999, 0.9999]
 THRESHOLDS = [4.0, 5.0]
@@ -29,12 +30,16 @@ def _first(beta2: float, threshold: float) -> int | None:
     return next(t for t in range(1, 10**6) if rho_t(t, beta2) > threshold)
 
 
-def measure() -> dict[str, Any]:
-    """Measure the data of the picture."""
+def measure(longest: float = LONGEST) -> dict[str, Any]:
+    """Measure the data of the picture.
+
+    Args:
+        longest: Number of steps that the equal warm-up counts, in units of 1 / (1 - beta2).
+    """
     curves, grid = {}, sorted(logarithmic(100_000, 25))
     for beta2 in tqdm(BETA2, "beta2"):
         first = {str(threshold): _first(beta2, threshold) for threshold in THRESHOLDS}
-        r = [r_t(t, beta2) for t in range(1, round(LONGEST / (1 - beta2)) + 1)]
+        r = [r_t(t, beta2) for t in range(1, round(longest / (1 - beta2)) + 1)]
         rectified = first["5.0"] is not None
         curves[str(beta2)] = {
             "t": grid,
@@ -51,7 +56,7 @@ def measure() -> dict[str, Any]:
             # A linear warm-up over n steps loses n / 2 of them.
             "equal warm-up": 2 * sum(1 - x for x in r) if rectified else None,
         }
-    return {"settings": {"longest": LONGEST}, "curves": curves}
+    return {"settings": {"longest": longest}, "curves": curves}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -79,18 +84,22 @@ def table(results: dict[str, Any]) -> str:
 
 def draw(results: dict[str, Any], figure: Any) -> None:
     left, middle, right = figure.subplots(1, 3)
-    for beta2, curve in results["curves"].items():
-        left.loglog(curve["t"], curve["rho"], label=f"beta2 = {beta2}")
-        middle.semilogx(curve["t"], curve["r"], label=f"beta2 = {beta2}")
+    curves = results["curves"]
+    for shade, (beta2, curve) in zip(shades(len(curves)), curves.items(), strict=True):
+        left.loglog(curve["t"], curve["rho"], color=shade, label=f"beta2 = {beta2}")
+        middle.semilogx(curve["t"], curve["r"], color=shade)
     for threshold in THRESHOLDS:
-        left.axhline(threshold, color="gray", lw=0.8, ls=":")
-    left.set(xlabel="t", title="rho_t; dotted: the thresholds 4 and 5")
-    left.legend(fontsize=8)
-    middle.set(xlabel="t", title="r_t (0: not rectified)")
-    curve = results["curves"]["0.999"]
+        left.axhline(threshold, color="#606060", lw=0.8, ls=":")
+    left.set(xlabel="step t", ylabel="rho_t", title="rho_t; dotted: thresholds 4 and 5")
+    middle.set(xlabel="step t", ylabel="r_t", title="r_t; 0 is not rectified")
+    curve = curves["0.999"]
     times = [t for t in curve["t"] if t <= 10_000]
-    right.plot(times, curve["r"][: len(times)], "k", label="r_t, beta2 = 0.999")
-    for length in WARM_UPS:
-        right.plot(times, [min(1.0, t / length) for t in times], "--", lw=1, label=f"over {length}")
-    right.set(xlabel="t", xscale="log", title="r_t and linear warm-ups")
-    right.legend(fontsize=8)
+    right.plot(times, curve["r"][: len(times)], color=color("RAdam"), label="r_t, beta2 = 0.999")
+    for length, style in zip(WARM_UPS, [*LINES, (0, (1, 4))], strict=True):
+        values = [min(1.0, t / length) for t in times]
+        label = f"warm-up over {length:,}"
+        right.plot(times, values, ls=style, lw=1, color="#808080", label=label)
+    right.set(xlabel="step t", xscale="log", title="r_t and linear warm-ups")
+    right.set_ylabel("factor on the learning rate")
+    plain(left, middle, right)
+    legend(figure, (left, right))

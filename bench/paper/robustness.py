@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.style import color, plain
 from radam_fused import FusedRAdam
 
 from .page import markdown
@@ -21,7 +22,7 @@ from .training import Outcome, Recipe, adam, over_cores, train
 
 QUESTION = "At which learning rates does an optimizer keep its score?"
 MINUTES = 8
-SIZE = (15, 9)  # of the picture, inches
+SIZE = (11, 5)  # of the picture, inches
 
 RATES = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]
 RECIPES = {
@@ -34,6 +35,7 @@ RECIPES = {
 }
 SEEDS = {"digits": 5, "bytes": 3}
 SCORES = {"digits": "accuracy, held out", "bytes": "loss, held out, nats per byte"}
+LIMITS = {"digits": (0.85, 1.0), "bytes": (2.3, 3.5)}  # of the axes
 WITHIN = {"digits": 0.01, "bytes": 0.1}  # a score so near to the best one counts as kept
 CURVE_RATE = 0.03  # for the loss curves
 EVERY = 10  # steps per point of a curve
@@ -144,45 +146,33 @@ def scores_table(scores: dict[str, Any], factors: dict[str, float]) -> str:
     return "\n\n".join(tables)
 
 
-def draw_scores(axis: Any, task: str, by_name: dict[str, Any], factors: dict[str, float]) -> None:
-    """Draw score over learning rate times factor: median and range."""
-    for i, (name, by_rate) in enumerate(by_name.items()):
-        rates = [float(lr) * factors[name] for lr in by_rate]
-        medians = [median_of(cell, task) for cell in by_rate.values()]
-        axis.plot(rates, medians, "o-", ms=3, label=name)
-        ends = [_finite(cell) or [math.nan] for cell in by_rate.values()]
-        low, high = [min(of) for of in ends], [max(of) for of in ends]
-        axis.fill_between(rates, low, high, color=f"C{i}", alpha=0.15)
-    axis.set(xscale="log", ylabel=SCORES[task])
-    axis.set_ylim(*((0.85, 1.0) if task == "digits" else (2.3, 3.5)))
-    axis.legend(fontsize=7)
-
-
-def _draw_curves(axis: Any, task: str, by_name: dict[str, Any]) -> None:
-    """Draw loss over steps: mean and range over the seeds."""
-    for i, (name, by_rate) in enumerate(by_name.items()):
-        curves = torch.tensor(
-            [[math.nan if x is None else x for x in c] for c in by_rate[str(CURVE_RATE)]["curves"]]
-        )
-        steps = [EVERY * (k + 0.5) for k in range(curves.shape[1])]
-        axis.plot(steps, curves.mean(0), lw=1, label=name)
-        axis.fill_between(steps, curves.amin(0), curves.amax(0), color=f"C{i}", alpha=0.15)
-    axis.set(xlabel="step", ylabel="training loss", title=f"{task}, learning rate {CURVE_RATE}")
-    axis.set_ylim(*((-0.05, 2.5) if task == "digits" else (2.2, 4.0)))
-
-
 def table(results: dict[str, Any]) -> str:
     return scores_table(results["scores"], results["mean factor"])
 
 
+def _draw_scores(axis: Any, task: str, name: str, by_name: dict[str, Any]) -> None:
+    """The score of one optimizer by learning rate: median and range; grey: the others."""
+    for other, by_rate in by_name.items():
+        rates = [float(lr) for lr in by_rate]
+        medians = [median_of(cell, task) for cell in by_rate.values()]
+        style = {"color": color(name), "marker": "o", "ms": 3, "zorder": 3}
+        axis.plot(rates, medians, **(style if other == name else {"color": "#d0d0d0", "lw": 0.8}))
+    ends = [_finite(cell) or [math.nan] for cell in by_name[name].values()]
+    low, high = [min(of) for of in ends], [max(of) for of in ends]
+    axis.fill_between(rates, low, high, color=color(name), alpha=0.2, lw=0)
+    axis.set(xscale="log", ylim=LIMITS[task], xticks=[0.001, 0.01, 0.1])
+    plain(axis)
+
+
 def draw(results: dict[str, Any], figure: Any) -> None:
-    axes = figure.subplots(len(results["scores"]), 3, squeeze=False)
-    factors = results["mean factor"]
+    """A row per task; a panel per optimizer, with the others in grey."""
+    names = list(results["mean factor"])
+    axes = figure.subplots(len(results["scores"]), len(names), squeeze=False, sharey="row")
     for row, (task, by_name) in zip(axes, results["scores"].items(), strict=True):
-        draw_scores(row[0], task, by_name, dict.fromkeys(factors, 1.0))
-        row[0].set(xlabel="learning rate", title=f"{task}, by learning rate")
-        draw_scores(row[1], task, by_name, factors)
-        row[1].set(
-            xlabel="learning rate x mean factor", title=f"{task}, by effective learning rate"
-        )
-        _draw_curves(row[2], task, by_name)
+        for axis, name in zip(row, names, strict=True):
+            _draw_scores(axis, task, name, by_name)
+        row[0].set_ylabel(f"{task}:\n{SCORES[task]}")
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name.replace(", ", ",\n"), color=color(name))
+    for axis in axes[-1]:
+        axis.set_xlabel("learning rate")

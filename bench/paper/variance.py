@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.style import color, legend, plain
 from radam_fused import FusedRAdam
 from radam_fused.rectification import rho_inf, rho_t, variance
 
@@ -17,7 +18,7 @@ from .page import markdown
 
 QUESTION = "How large is the variance of the early adaptive rate, and does r_t make it constant?"
 MINUTES = 1
-SIZE = (15, 4.5)  # of the picture, inches
+SIZE = (10, 4.2)  # of the picture, inches
 
 MEANS = [0.0, 0.001, 0.01, 0.1]
 BETA2 = 0.999
@@ -131,26 +132,35 @@ def table(results: dict[str, Any]) -> str:
 def draw(results: dict[str, Any], figure: Any) -> None:
     left, middle, right = figure.subplots(1, 3)
     formulas, simple, steps = (results[k] for k in ("formulas", "simple averages", "steps"))
-    left.loglog(formulas["rho"], formulas["exact"], label="exact (Theorem 1)")
+    left.loglog(formulas["rho"], formulas["exact"], color="#303030", label="exact (Theorem 1)")
     first = [float("nan") if x is None else x for x in formulas["first order"]]
-    left.loglog(formulas["rho"], first, "--", label="first order")
-    left.loglog(simple["rho"], simple["simulated"], ".", ms=4, label="simulated")
-    for x in (2, 4):
-        left.axvline(x, color="gray", lw=0.8, ls=":")
-    left.set(xlabel="rho", title="Variance of psi", ylim=(1e-3, 1e3))
-    left.legend()
+    left.loglog(formulas["rho"], first, "--", color="#303030", label="first-order approximation")
+    every = slice(None, None, 6)
+    left.loglog(
+        simple["rho"][every],
+        simple["simulated"][every],
+        "o",
+        ms=4,
+        mfc="none",
+        color="#009e73",
+        label="simulated",
+    )
+    left.set(xlabel="rho", ylabel="variance of psi", title="Simple averages", ylim=(1e-3, 1e3))
     pairs = zip(formulas["rho"], formulas["exact"], formulas["first order"], strict=True)
     ratios = [(r, approximate / exact) for r, exact, approximate in pairs if approximate]
-    middle.loglog(*zip(*ratios, strict=True))
-    middle.axhline(1, color="gray", lw=0.8)
-    middle.set(xlabel="rho", title="First order / exact")
+    middle.loglog(*zip(*ratios, strict=True), color="#303030")
+    middle.set(xlabel="rho", ylabel="first order / exact", title="Error of the approximation")
     times = steps["t"]
-    for k, how in enumerate(RECTIFIED):
-        for mean, style in zip(MEANS, ("-", "--", "-.", ":"), strict=True):
-            label = f"{how}, mu = {mean}" if k == 0 else how if mean == MEANS[0] else None
-            right.loglog(times, steps[how][str(mean)], style, color=f"C{k}", lw=1, label=label)
+    shown = {
+        "psi": ("#404040", "Adam: psi"),
+        "r_t psi": (color("RAdam"), "RAdam: r_t psi"),
+        "exact r_t psi": ("#0072b2", "RAdam, exact_rectification=True"),
+    }
+    for how, (shade, label) in shown.items():
+        right.loglog(times, steps[how]["0.0"], color=shade, label=label)
     exact = [float("nan") if x is None else x for x in steps["exact"]]
-    right.loglog(times, exact, "k:", label="exact at rho_t")
-    right.axhline(steps["limit"], color="gray", lw=0.8)
-    right.set(xlabel="t", title="Simulated by the optimizer", ylim=(1e-4, 1e2))
-    right.legend(fontsize=8)
+    right.loglog(times, exact, ":", color="#009e73", lw=2.5, label="exact variance at rho_t")
+    right.set(xlabel="step t", ylabel="variance of the factor", title="The optimizer")
+    right.set_ylim(1e-4, 1e2)
+    plain(left, middle, right)
+    legend(figure, (left, right))

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 
 from radam_fused import FusedRAdam
+from radam_fused.benchmark.timing import WARM_UP
 
 from ..rivals import parameters
-from ..timing import WARM_UP
 from .cases import ADAMW, FIRST_STEP, LATE_STEP, OURS, RADAM, TENSORS, Recipe
 
 # OpenMP's threads spin for some ms after a parallel region. The pause lets the threads of the other

@@ -16,24 +16,26 @@ constexpr std::int64_t kAlign = 64;
 struct Build {
   const char* name;
   StepRange step_range;
+  MoveRange move_range;
   bool (*runs_here)();
 };
 
 const Build kBuilds[] = {
 #if defined(RADAM_X86_64)
-    {"avx512", avx512::step_range,
+    {"avx512", avx512::step_range, avx512::move_range,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::step_range, [] { return bool(__builtin_cpu_supports("avx2")); }},
+    {"avx2", avx2::step_range, avx2::move_range,
+     [] { return bool(__builtin_cpu_supports("avx2")); }},
 #endif
-    {"baseline", baseline::step_range, [] { return true; }},
+    {"baseline", baseline::step_range, baseline::move_range, [] { return true; }},
 };
 
-StepRange find(const std::string& instruction_set) {
+const Build& find(const std::string& instruction_set) {
   for (const Build& build : kBuilds) {
-    if (instruction_set == build.name && build.runs_here()) return build.step_range;
+    if (instruction_set == build.name && build.runs_here()) return build;
   }
   throw std::invalid_argument("instruction set '" + instruction_set +
                               "' is unavailable on this machine");
@@ -49,6 +51,22 @@ bool is_intel() {
 #endif
 }
 
+// Divides elements among threads: run(begin, end) on each.
+template <typename Run>
+void divide(std::int64_t total, int threads, const Run& run) {
+  const std::int64_t useful = std::clamp<std::int64_t>(total / kGrain, 1, std::max(threads, 1));
+  const auto boundary = [&](std::int64_t part, std::int64_t parts) {
+    return part == parts ? total : total / parts * part / kAlign * kAlign;
+  };
+  // The team can be smaller than requested, so the number of parts is read inside.
+#pragma omp parallel num_threads(static_cast<int>(useful))
+  {
+    const std::int64_t parts = omp_get_num_threads();
+    const std::int64_t part = omp_get_thread_num();
+    run(boundary(part, parts), boundary(part + 1, parts));
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
@@ -61,27 +79,24 @@ std::vector<std::string> instruction_sets() {
 
 void step(const Work& work, int threads, const std::string& instruction_set,
           std::optional<bool> prefetch) {
-  const StepRange step_range = find(instruction_set);
+  const StepRange step_range = find(instruction_set).step_range;
   if (work.segments.empty()) return;
   const Segment& last = work.segments.back();
-  const std::int64_t total = last.first + last.numel;
-  const std::int64_t useful = std::clamp<std::int64_t>(total / kGrain, 1, std::max(threads, 1));
-  const auto boundary = [&](std::int64_t part, std::int64_t parts) {
-    return part == parts ? total : total / parts * part / kAlign * kAlign;
-  };
   const Tables tables{work.segments.data(),
                       static_cast<std::int64_t>(work.segments.size()),
                       work.coefficients.data(),
                       work.types,
                       work.amsgrad,
                       prefetch.value_or(is_intel())};
-  // The team can be smaller than requested, so the number of parts is read inside.
-#pragma omp parallel num_threads(static_cast<int>(useful))
-  {
-    const std::int64_t parts = omp_get_num_threads();
-    const std::int64_t part = omp_get_thread_num();
-    step_range(tables, boundary(part, parts), boundary(part + 1, parts));
-  }
+  divide(last.first + last.numel, threads,
+         [&](std::int64_t begin, std::int64_t end) { step_range(tables, begin, end); });
+}
+
+void move(const Arrays& arrays, std::int64_t numel, int threads,
+          const std::string& instruction_set) {
+  const MoveRange move_range = find(instruction_set).move_range;
+  divide(numel, threads,
+         [&](std::int64_t begin, std::int64_t end) { move_range(arrays, begin, end); });
 }
 
 }  // namespace radam::cpu

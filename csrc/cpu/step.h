@@ -22,15 +22,29 @@ struct Tables {
 // The work of one thread: elements [begin, end) of the concatenated segments.
 using StepRange = void (*)(const Tables& tables, std::int64_t begin, std::int64_t end);
 
+// Four arrays of one length: three are read and written, the gradient is read.
+struct Arrays {
+  float* param;
+  const float* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+};
+
+// The bandwidth limit of one thread: elements [begin, end) of the arrays.
+using MoveRange = void (*)(const Arrays& arrays, std::int64_t begin, std::int64_t end);
+
 namespace baseline {
 void step_range(const Tables&, std::int64_t, std::int64_t);
-}
+void move_range(const Arrays&, std::int64_t, std::int64_t);
+}  // namespace baseline
 namespace avx2 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
-}
+void move_range(const Arrays&, std::int64_t, std::int64_t);
+}  // namespace avx2
 namespace avx512 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
-}
+void move_range(const Arrays&, std::int64_t, std::int64_t);
+}  // namespace avx512
 
 // The instruction sets of this build that this machine can run, best first.
 std::vector<std::string> instruction_sets();
@@ -39,5 +53,9 @@ std::vector<std::string> instruction_sets();
 // prefetch: whether the loop issues prefetches; the default depends on the processor.
 void step(const Work& work, int threads, const std::string& instruction_set,
           std::optional<bool> prefetch);
+
+// Moves the bytes of a float32 step and computes nothing, with the threads of a step.
+void move(const Arrays& arrays, std::int64_t numel, int threads,
+          const std::string& instruction_set);
 
 }  // namespace radam::cpu

@@ -7,6 +7,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock  # torch needs it too
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,8 +40,10 @@ def host_grid():
         configure = ["cmake", "-S", ROOT, "-B", build, "-GNinja", "-DRADAM_FUSED_CUDA=OFF"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}"]
         configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-        for command in (configure, ["cmake", "--build", build, "--target", "host_grid"]):
-            done = subprocess.run(command, capture_output=True, text=True, env=with_tools())
-            assert done.returncode == 0, done.stdout + done.stderr
+        build.mkdir(parents=True, exist_ok=True)
+        with FileLock(build / "lock"):  # of the other workers
+            for command in (configure, ["cmake", "--build", build, "--target", "host_grid"]):
+                done = subprocess.run(command, capture_output=True, text=True, env=with_tools())
+                assert done.returncode == 0, done.stdout + done.stderr
         [path] = (build / "tests" / "harness" / "grid").glob("host_grid*.so")
     return load("host_grid", path, dense_copy)

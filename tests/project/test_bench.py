@@ -17,11 +17,12 @@ from bench import __main__ as bench
 from bench import cuda, machine, scaling, variant
 from bench.bandwidth_limit import LIMIT
 from bench.cases import MANY, elements
-from bench.charts import digest, draw, draw_scaling
+from bench.charts import draw, draw_scaling
 from bench.compare import compare
 from bench.page import page
 from bench.rivals import FLAT, FOREACH, FUSED_ADAMW, OURS, ROUGHLY, TRITON, SharedRivals
-from bench.timing import timings, wall_clock
+from bench.style import digest
+from radam_fused.benchmark.timing import timings, wall_clock
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 

@@ -10,9 +10,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 pytest.importorskip("tabulate")
 
-from bench.charts import digest
 from bench.paper import __main__ as paper
 from bench.paper import page
+from bench.style import digest
 
 
 @pytest.fixture(params=paper.EXPERIMENTS)

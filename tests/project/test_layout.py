@@ -35,7 +35,9 @@ ROWS = [
     {"plan"},
     {"base", "functional"},
     {"optimizer", "adam"},
-    {""},
+    {"", "benchmark", "benchmark.models", "benchmark.timing", "benchmark.limit"},
+    {"report", "benchmark.rivals"},
+    {"benchmark.command"},
     {"__main__"},
 ]
 

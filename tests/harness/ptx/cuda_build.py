@@ -13,6 +13,7 @@ from pathlib import Path
 import pybind11
 import pytest
 import torch
+from filelock import FileLock
 
 from ..host_grid import ROOT, load
 from .backend import ARCHITECTURE
@@ -69,6 +70,12 @@ def compiled():
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc")
     sources = _sources("*.h", "*.def", "cuda/*")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / "lock"):  # of the other workers
+        return _compiled(sources)
+
+
+def _compiled(sources):
     files = {name: BUILD / f"compute_{ARCHITECTURE}" / f"{name}.ptx" for name in (*TYPES, "rest")}
     nvcc = ["nvcc", "-ptx", "-O3", "-std=c++17", f"-arch=compute_{ARCHITECTURE}", *_rounding()]
     _build(
@@ -112,9 +119,16 @@ def extension():
     from radam_fused.extension import dense_copy
 
     where = BUILD / "grid"
+    where.mkdir(parents=True, exist_ok=True)
     target = where / ("ptx_grid" + sysconfig.get_config_var("EXT_SUFFIX"))
     sources = [Path(__file__).parent / "host.cpp", HOST_DEVICE]
     sources += _sources("*.cpp", "cuda/*.cpp", "cpu/*.cpp")
+    with FileLock(where / "lock"):  # of the other workers
+        _build_extension(where, target, sources)
+    return load("ptx_grid", target, dense_copy)
+
+
+def _build_extension(where, target, sources):
     if not _is_current(target, [*sources, *_sources("*.h", "*.def", "*/*.h")]):
         flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fopenmp"]
         flags += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
@@ -126,4 +140,3 @@ def extension():
         objects = {where / f"{s.parent.name}_{s.stem}.o": s for s in sources}
         _build({o: ["g++", *flags, "-c", source] for o, source in objects.items()}, start)
         _build({target: ["g++", "-shared", "-fopenmp", *objects]}, start)
-    return load("ptx_grid", target, dense_copy)

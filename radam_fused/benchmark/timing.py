@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 WARM_UP = 8  # steps: past the threshold, compiled, memory allocated
 
@@ -27,6 +26,24 @@ class Timing(NamedTuple):
     lower_quartile: float
     median: float
     upper_quartile: float
+
+
+def verdict(ours: Timing, other: Timing) -> str:
+    """How our time compares with another one.
+
+    Returns:
+        "level" where the ranges between the quartiles overlap, otherwise "2.5 x faster" or
+        "2.5 x slower": the ratio of the medians.
+    """
+    if ours.lower_quartile <= other.upper_quartile and other.lower_quartile <= ours.upper_quartile:
+        return "level"
+    if ours.median < other.median:
+        return f"{_factor(other.median / ours.median)} x faster"
+    return f"{_factor(ours.median / other.median)} x slower"
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 1.995 else f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}"
 
 
 def timings(section: Mapping[str, Mapping[str, float]]) -> dict[str, Timing]:
@@ -65,24 +82,41 @@ def device_clock(step: Step) -> Timer:
     busy = 2 * min(enqueue() for _ in range(3)) + 1e-4
 
     def timer() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
-        torch.cuda._sleep(int(busy * _CYCLES))
+        torch.cuda._sleep(int(busy * _CYCLES))  # type: ignore[no-untyped-call]
         start.record()
         step()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return float(start.elapsed_time(end)) / 1e3
 
     return timer
 
 
 def interleave(
-    steps: Mapping[str, Step], rounds: int, title: str, clock: Clock = wall_clock
+    steps: Mapping[str, Step],
+    rounds: int,
+    title: str,
+    clock: Clock = wall_clock,
+    warm_up: int = WARM_UP,
 ) -> dict[str, Timing]:
-    """Time every step once per round."""
+    """Time every step once per round.
+
+    Args:
+        steps: The steps.
+        rounds: Number of rounds, at least 2.
+        title: What the progress bar shows.
+        clock: The clock.
+        warm_up: Untimed steps of each before the first round.
+
+    Returns:
+        The timing of each step.
+    """
+    from tqdm import tqdm
+
     for step in steps.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             step()
     timers = {name: clock(step) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}

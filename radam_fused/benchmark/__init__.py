@@ -1,0 +1,1 @@
+"""Times a step on this machine: python -m radam_fused bench."""
