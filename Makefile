@@ -9,6 +9,7 @@ INSTALLED := build/installed$(subst /,-,$(abspath $(PYTHON)))
 DEMO_INSTALLED := $(or $(wildcard $(INSTALLED)),$(subst installed,demo,$(INSTALLED)))
 # One worker per core. A worker has one OpenMP thread, unless a test wants more, and waits asleep.
 WORKERS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+PINNED := $(if $(ACTIVE),,-c constraints.txt)
 IN_PARALLEL := -n auto --maxprocesses 16 --dist worksteal
 SANITIZED := build/sanitized
 # Tool, backend and test. A capture needs the caching allocator; without it, memcheck sees every tensor.
@@ -25,21 +26,20 @@ demo: $(DEMO_INSTALLED)
 quick: $(INSTALLED)
 	$(WORKERS) $(PYTHON) -m pytest -q $(IN_PARALLEL)
 
-# Every test but those of the examples: under eight minutes on two cores.
+# Every test, under eight minutes on two cores. Examples run where their libraries are installed.
 test: $(INSTALLED)
 	$(WORKERS) $(PYTHON) -m pytest -m "" tests -q $(IN_PARALLEL)
 
-# Runs each file of examples/ at a small size. Its libraries are those of the extra "examples".
-examples: build/examples$(subst /,-,$(abspath $(PYTHON)))
-	$(PYTHON) -m pytest -q examples
+# Runs each file of examples/ at a small size, with the libraries that it needs.
+examples: $(INSTALLED)
+	$(PYTHON) -m pip install -q $(PINNED) -r examples/requirements.txt
+	$(PYTHON) -m pip install -q $(PINNED) --no-deps timm
+	$(PYTHON) -m pytest -q -m "" tests/project/test_examples.py
 
-build/examples%: $(INSTALLED)
-	$(PYTHON) -m pip install -q $(PINNED) -e '.[examples]' --no-build-isolation
-	touch $@
-
-# Writes the site to build/site.
+# Writes the site to build/site. A warning is an error.
 docs: $(INSTALLED)
-	$(PYTHON) -m mkdocs build --strict --quiet
+	$(PYTHON) -m pip install -q $(PINNED) -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 # Every case of the compiled kernels, executed from their PTX, for each generation of GPUs. make test
 # runs a selection.

@@ -54,5 +54,5 @@ def limit(arrays: Sequence[Tensor]) -> Callable[[], None]:
 
 
 def new_arrays(elements: int, device: str = "cpu") -> list[Tensor]:
-    """Arrays for :func:`limit`."""
+    """Arrays for `limit`."""
     return [torch.zeros(elements, device=device) for _ in range(4)]

@@ -13,10 +13,10 @@ from radam_fused.benchmark.timing import Timing, interleave
 
 from .bandwidth_limit import LIMIT, limit, new_arrays
 from .cases import CASES, MANY, elements
-from .charts import draw, draw_scaling
+from .charts import HEADLINE, draw, draw_headline, draw_scaling
 from .flat_buffers import time_cycles, time_steps
 from .machine import machine
-from .page import page
+from .page import write
 from .rivals import OURS, rivals_of
 from .scaling import time_scaling
 from .tables import (
@@ -31,6 +31,9 @@ from .tables import (
 )
 
 Measured = TypeVar("Measured")
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def time_case(case: str) -> dict[str, Timing]:
@@ -67,7 +70,7 @@ def _as_dicts(results: Results) -> dict[str, Any]:
 
 
 def measure(folder: Path) -> None:
-    """Run the benchmark and write cpu.json, cpu.md and two charts into a folder."""
+    """Run the benchmark and write cpu.json and the charts, and the page about bench/results."""
     where = machine()
     print(f"{where['processor']}, {where['threads']} threads, commit {where['commit']}")
     results: Results = {}
@@ -101,7 +104,10 @@ def measure(folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cpu.json").write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "cpu.md").write_text(page(record))
-    draw(results, folder / "cpu.png")
-    draw_scaling(scaling, folder / "cpu_scaling.png")
-    print(f"\nwritten: cpu.json, cpu.md, cpu.png and cpu_scaling.png in {folder}")
+    pictures = IMAGES if folder.resolve() == RESULTS else folder
+    draw(results, pictures / "cpu.png")
+    draw_scaling(scaling, pictures / "cpu_scaling.png")
+    draw_headline(results[HEADLINE], pictures / "headline.png")
+    if folder.resolve() == RESULTS:
+        write(folder)
+    print(f"\nwritten: cpu.json in {folder}, pictures in {pictures}")

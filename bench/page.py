@@ -1,54 +1,141 @@
-"""Writes the results on one page of Markdown, beside its pictures."""
+"""Writes the recorded results into docs/performance.md."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from radam_fused.benchmark.timing import timings
+from radam_fused.benchmark.limit import BYTES
+from radam_fused.benchmark.timing import timings, verdict
 
-from .cases import CASES
-from .tables import cpu_table, scaling_table, table, targets_table
+from .bandwidth_limit import COPY, LIMIT
+from .cases import CASES, MANY
+from .charts import HEADLINE
+from .flat_buffers import FLAT, FLAT_GRADIENTS
+from .paper.page import markdown, put
+from .rivals import FOREACH, FUSED_ADAMW, OURS, RADAM
+from .tables import (
+    cpu_table,
+    cpu_targets,
+    flat_target,
+    scaling_table,
+    targets_table,
+)
+
+Record = dict[str, Any]
+
+RECORDS = ("cpu", "epyc", "gpu")
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
-def page(record: dict[str, Any]) -> str:
-    """The page of a record in the form of bench/results/cpu.json."""
+def where(record: Record) -> str:
+    """The machine of a record, in one sentence."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
-    cases = "\n\n".join(
-        f"{cpu_table(case, timings(section), CASES[case], 'github')}\n\n"
-        f"Bytes that a step of FusedRAdam allocates: {record['bytes_allocated_by_a_step'][case]}."
-        for case, section in record["seconds"].items()
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}; "
+        f"Python {machine['python']}, {versions}; commit {machine['commit']}, {machine['date']}."
     )
-    flat = "\n\n".join(
-        table(case, timings(section), tablefmt="github", digits=".2f")
-        for case, section in record["seconds_flat"].items()
+
+
+def _results(record: Record) -> dict[str, Any]:
+    return {case: timings(section) for case, section in record["seconds"].items()}
+
+
+def _targets(record: Record) -> str:
+    flat = timings(record["seconds_flat"][f"{MANY}: a step"])
+    return targets_table([*cpu_targets(_results(record)), flat_target(flat)], "github")
+
+
+def _flat(record: Record) -> str:
+    rows = []
+    for case, section in record["seconds_flat"].items():
+        measured = timings(section)
+        for name, t in measured.items():
+            how = verdict(measured[OURS], t) if name in (FLAT, FLAT_GRADIENTS) else ""
+            quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
+            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
+    return markdown(rows, ["work", "optimizer", "ms", "quartiles", f"plain {OURS} is"])
+
+
+def _gpu(record: Record) -> str:
+    """Device times of a record of a GPU, as a multiple of another optimizer's."""
+    rows = []
+    for case, of in record["cases"].items():
+        device = timings({name: clocks["device"] for name, clocks in of["seconds"].items()})
+        for name, t in device.items():
+            if name == COPY:  # moves fewer bytes
+                continue
+            share = of["elements"] * BYTES / t.median / 1e9
+            rows.append(
+                [
+                    f"{case}, {of['elements']:,} elements",
+                    name,
+                    f"{t.median * 1e3:.3f}",
+                    f"{t.lower_quartile * 1e3:.3f} - {t.upper_quartile * 1e3:.3f}",
+                    f"{share:.0f}",
+                    "" if name in (OURS, LIMIT) else verdict(device[OURS], t),
+                ]
+            )
+    return markdown(rows, ["case", "", "device ms", "quartiles", "GB/s", f"{OURS} is"])
+
+
+def headline(cpu: Record) -> str:
+    """The first figures of the README, in words."""
+    measured = _results(cpu)[HEADLINE]
+    ours, limit = measured[OURS], measured[LIMIT]
+    radam, adamw = (
+        verdict(ours, measured[rival]).replace(" x ", " times ") for rival in (RADAM, FUSED_ADAMW)
     )
-    scaling = "\n\n".join(
-        scaling_table(sweep, {n: timings(of) for n, of in points.items()}, "github")
-        for sweep, points in record["seconds_scaling"].items()
+    adamw += " with" if adamw == "level" else " than"
+    return (
+        f"**{radam} than `torch.optim.RAdam`**, {adamw} fused AdamW, and "
+        f"at {limit.median / ours.median:.0%} of the memory limit"
     )
-    return f"""# The time of a step on the CPU
 
-Measured by `make bench` on {machine["date"]} at commit {machine["commit"]}: {machine["processor"]},
-{machine["threads"]} threads, {machine["instruction_set"]}, Python {machine["python"]}, {versions}.
-[cpu.json](cpu.json) has all numbers, with quartiles; `python -m bench --compare BEFORE AFTER`
-compares two such files. The optimizers of one case run alternately in one process.
 
-## Against other optimizers
+def gpu_headline(gpu: Record) -> str:
+    """The figures of a GPU in the README: ranges over the cases."""
+    shares = []
+    for rival in (FUSED_ADAMW, FOREACH):
+        ratios = [
+            of["seconds"][OURS]["device"]["median"] / of["seconds"][rival]["device"]["median"]
+            for of in gpu["cases"].values()
+        ]
+        shares.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
+    return f"{shares[0]} of the time of fused AdamW and {shares[1]} of `torch.optim.RAdam`"
 
-![times of a step](cpu.png)
 
-{cases}
+def sections(cpu: Record, epyc: Record, gpu: Record) -> Iterator[tuple[str, str]]:
+    """Every generated part of the page, by name.
 
-## Targets
+    Args:
+        cpu: The record bench/results/cpu.json.
+        epyc: The record of another processor, bench/results/epyc.json.
+        gpu: The record bench/results/gpu.json.
+    """
+    yield "machine", where(cpu)
+    results = _results(cpu)
+    yield (
+        "cases",
+        "\n\n".join(cpu_table(case, of, CASES[case], "github") for case, of in results.items()),
+    )
+    yield (
+        "scaling",
+        "\n\n".join(
+            scaling_table(sweep, {n: timings(of) for n, of in points.items()}, "github")
+            for sweep, points in cpu["seconds_scaling"].items()
+        ),
+    )
+    yield "flat", _flat(cpu)
+    yield "gpu", _gpu(gpu)
+    yield "targets", _targets(cpu)
+    yield "machine of the other record", where(epyc)
+    yield "targets of the other record", _targets(epyc)
 
-{targets_table(record["targets"], "github")}
 
-## Scaling
-
-![times by size, tensors and threads](cpu_scaling.png)
-
-{scaling}
-
-## Flat buffers
-
-{flat}
-"""
+def write(folder: Path, page: Path = PAGE) -> None:
+    """Write the records of a folder into the page."""
+    records = {name: json.loads((folder / f"{name}.json").read_text()) for name in RECORDS}
+    for name, text in sections(**records):
+        put(name, text, page)

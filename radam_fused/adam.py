@@ -32,17 +32,17 @@ def _check_tensors(lr: Any, betas: Any, foreach: bool | None, capturable: bool) 
 class FusedAdam(FusedOptimizer):
     """Adam in one pass over parameters, gradients and moments.
 
-    A drop-in replacement for :class:`torch.optim.Adam`, with the same arguments in the same order,
+    A drop-in replacement for `torch.optim.Adam`, with the same arguments in the same order,
     the same state keys, and state_dicts that load in both directions. The update is Algorithm 1 of
     Kingma and Ba, "Adam: A Method for Stochastic Optimization" (arXiv 1412.6980), with the kernels,
-    the dtypes and the state of :class:`FusedRAdam`, and without its rectification. With amsgrad,
+    the dtypes and the state of `FusedRAdam`, and without its rectification. With amsgrad,
     the maximum is that of the second moment before its bias correction, as in torch.
 
     Args:
         params: Parameters, named parameters or parameter groups.
         {options}
-        flatten: See :class:`FusedRAdam`.
-        backend: See :class:`FusedRAdam`.
+        flatten: See `FusedRAdam`.
+        backend: See `FusedRAdam`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or the backend does not exist.
@@ -93,14 +93,14 @@ class FusedAdam(FusedOptimizer):
 class FusedAdamW(FusedAdam):
     """AdamW in one pass over parameters, gradients and moments.
 
-    A drop-in replacement for :class:`torch.optim.AdamW`: :class:`FusedAdam` with decoupled weight
+    A drop-in replacement for `torch.optim.AdamW`: `FusedAdam` with decoupled weight
     decay (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101).
 
     Args:
         params: Parameters, named parameters or parameter groups.
         {options}
-        flatten: See :class:`FusedRAdam`.
-        backend: See :class:`FusedRAdam`.
+        flatten: See `FusedRAdam`.
+        backend: See `FusedRAdam`.
 
     Raises:
         ValueError: A hyper-parameter is out of range, or the backend does not exist.

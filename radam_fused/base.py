@@ -50,7 +50,7 @@ _check_graph_capture: Callable[[Optimizer], None] = getattr(
 class FusedOptimizer(Optimizer):
     """An optimizer whose step is one pass over parameters, gradients and moments.
 
-    A subclass declares its options, and calls :meth:`_construct`.
+    A subclass declares its options, and calls `_construct`.
     """
 
     _options: ClassVar[OptionSet]
@@ -113,7 +113,7 @@ class FusedOptimizer(Optimizer):
         return f"{groups}backend: {self.backend}\nflatten: {self.flatten}\n)"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, as :meth:`torch.optim.Optimizer.add_param_group` does.
+        """Add a parameter group, as `torch.optim.Optimizer.add_param_group` does.
 
         Args:
             param_group: ``params``, and the options that differ from the defaults.
@@ -232,7 +232,7 @@ class FusedOptimizer(Optimizer):
         them. All other options are those of the state_dict, as in torch.
 
         Args:
-            state_dict: A result of :meth:`state_dict`.
+            state_dict: A result of `state_dict`.
 
         Raises:
             KeyError: A part, or a tensor of a state, is missing.
@@ -281,7 +281,7 @@ class FusedOptimizer(Optimizer):
             warn_user("options differ: " + "; ".join(differences))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, as :meth:`torch.optim.Optimizer.zero_grad` does.
+        """Reset the gradients, as `torch.optim.Optimizer.zero_grad` does.
 
         Args:
             set_to_none: Set gradients to None instead of zero. Gradients in flat buffers are always

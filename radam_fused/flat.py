@@ -190,7 +190,7 @@ class FlatGroup:
 
     Args:
         params: Parameters, or pairs of name and parameter as from ``module.named_parameters()``.
-        gradients: Keep the gradients in buffers as well, see :meth:`flatten_gradients`.
+        gradients: Keep the gradients in buffers as well, see `flatten_gradients`.
 
     Attributes:
         buffers: The buffers, in the order in which device and dtype first appear in params.
@@ -255,7 +255,7 @@ class FlatGroup:
         The step treats neighbours without padding as one range. Backward passes become slower:
         autograd adds each gradient to the buffer, which must be zeroed first, instead of keeping
         the tensor that it computed. A gradient that is set to None stays outside of the buffer
-        until :meth:`zero_gradients`.
+        until `zero_gradients`.
 
         Raises:
             ValueError: A parameter or a gradient has another shape, device, layout or kind of dtype

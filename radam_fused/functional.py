@@ -34,7 +34,7 @@ def radam_step_(
 ) -> None:
     """One step of Rectified Adam on lists of tensors, in place (arXiv 1908.03265, Algorithm 2).
 
-    The function keeps nothing between calls. :class:`radam_fused.FusedRAdam` is faster, because it
+    The function keeps nothing between calls. `radam_fused.FusedRAdam` is faster, because it
     keeps its plan.
 
     Args:

@@ -38,26 +38,23 @@ class Rectification(NamedTuple):
 
 @documents()
 class FusedRAdam(FusedOptimizer):
-    r"""Rectified Adam in one pass over parameters, gradients and moments.
+    """Rectified Adam in one pass over parameters, gradients and moments.
 
-    A drop-in replacement for :class:`torch.optim.RAdam`, with the same arguments in the same order,
+    A drop-in replacement for `torch.optim.RAdam`, with the same arguments in the same order,
     the same state keys, and state_dicts that load in both directions. Every backend gives the same
     bits.
 
     The update is Algorithm 2 of Liu et al., "On the Variance of the Adaptive Learning Rate and
     Beyond" (arXiv 1908.03265): with the moments m and v of the gradient g,
 
-    .. math::
-        \rho_\infty = \frac{2}{1-\beta_2} - 1, \quad
-        \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1-\beta_2^t}, \quad
-        r_t = \sqrt{\frac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}}
+        rho_inf = 2 / (1 - beta2) - 1
+        rho_t = rho_inf - 2 t beta2^t / (1 - beta2^t)
+        r_t^2 = (rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t)
 
-    .. math::
-        \theta_t = \theta_{t-1} - \frac{\gamma}{1-\beta_1^t}
-        \begin{cases}
-        r_t \sqrt{1-\beta_2^t} \; m_t / (\sqrt{v_t} + \epsilon) & \rho_t > \text{threshold} \\
-        m_t & \text{otherwise}
-        \end{cases}
+    A step is rectified if rho_t exceeds the threshold; otherwise it is SGD with momentum:
+
+        p = p - lr r_t (1 - beta2^t)^0.5 / (1 - beta1^t) m / (v^0.5 + eps)
+        p = p - lr / (1 - beta1^t) m
 
     Parameters may be float64, float32, bfloat16, float16, complex128 or complex64, of any shape and
     memory order. A complex number is updated as two real numbers. float64 and complex128 are
@@ -67,7 +64,7 @@ class FusedRAdam(FusedOptimizer):
         params: Parameters, named parameters or parameter groups.
         {options}
         flatten: Move the parameters of each group, and their moments, into contiguous buffers.
-            ``flat_buffers`` holds a :class:`FlatGroup` per group. Gradients stay where autograd
+            ``flat_buffers`` holds a `FlatGroup` per group. Gradients stay where autograd
             puts them, unless ``flat_buffers[i].flatten_gradients()`` is called.
         backend: "cuda", "triton", "cpu" or "eager"; "auto" chooses the first of them that supports
             a parameter.
@@ -82,7 +79,7 @@ class FusedRAdam(FusedOptimizer):
     Each state tensor has its own storage. The next step uses a state that was replaced, cleared or
     moved; the optimizer keeps no other reference to it.
 
-    With :class:`torch.amp.GradScaler` and ``fused=True``, the step divides by the scale without
+    With `torch.amp.GradScaler` and ``fused=True``, the step divides by the scale without
     writing the gradients. After an overflow it changes nothing. On a device it does not wait for
     the scaler's flag. Without ``fused=True``, the scaler does this, as with torch.optim.RAdam.
 
@@ -149,7 +146,7 @@ class FusedRAdam(FusedOptimizer):
         """The rectification of each group's last step, for loggers. Reads each device once.
 
         Returns:
-            One :class:`Rectification` per parameter group.
+            One `Rectification` per parameter group.
 
         Raises:
             TypeError: An option, a state or a step count has the wrong type.

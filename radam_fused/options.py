@@ -128,7 +128,7 @@ OPTIONS = (
     _optional_flag(
         "fused",
         _PLAN,
-        "True: with :class:`torch.amp.GradScaler`, the step itself divides the gradients by the "
+        "True: with `torch.amp.GradScaler`, the step itself divides the gradients by the "
         "scale and skips the update after an overflow; the step counters are on the devices of the "
         "parameters. None and False: the scaler unscales the gradients and skips the step, as with "
         "torch.optim.RAdam. It does not affect the choice of a backend.",
@@ -326,7 +326,7 @@ class OptionSet:
         return bool(self.get(group, "capturable") or self.get(group, "fused"))
 
     def coefficient_arguments(self, group: Group) -> dict[str, Any]:
-        """The arguments of :func:`radam_fused.rectification.coefficients` from a group.
+        """The arguments of `radam_fused.rectification.coefficients` from a group.
 
         A tensor learning rate becomes a number, or a float64 tensor if the step is differentiable.
         """

@@ -342,12 +342,12 @@ def coefficients(
 
 
 def rho(step: int, beta2: float) -> float:
-    """Deprecated name of :func:`rho_t`."""
+    """Deprecated name of `rho_t`."""
     warnings.warn("rho is deprecated, use rho_t", DeprecationWarning, stacklevel=2)
     return rho_t(step, beta2)
 
 
 def rectification(step: int, beta2: float, threshold: float = 5.0, exact: bool = False) -> float:
-    """Deprecated name of :func:`r_t`."""
+    """Deprecated name of `r_t`."""
     warnings.warn("rectification is deprecated, use r_t", DeprecationWarning, stacklevel=2)
     return r_t(step, beta2, threshold, exact)

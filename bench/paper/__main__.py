@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "exact_rectification": exact_rectification,
 }
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 
 def _rounded(results: object) -> object:
@@ -67,11 +68,12 @@ def run(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, allow_nan=False, separators=(",", ":"))
     (folder / f"{name}.json").write_text(text + "\n")
-    picture(module, results, folder / f"{name}.png")
+    is_kept = folder.resolve() == RESULTS
+    picture(module, results, (IMAGES if is_kept else folder) / f"{name}.png")
     table = module.table(results)
-    if folder.resolve() == RESULTS:
+    if is_kept:
         page.put(name, table)
-    print(f"\n{table}\n\nwritten: {folder / name}.json, {folder / name}.png")
+    print(f"\n{table}\n\nwritten: {folder / name}.json and {name}.png")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ QUESTION = "How do the gradients change in the first updates?"
 MINUTES = 13
 SIZE = (10, 6.5)  # of the picture, inches
 
-TASK = "bytes, the demo's size"
+TASK = "bytes, 3.3M parameters"
 RATES = [0.0005, 0.002, 0.01]
 SEEDS = 3
 FROZEN, WARM_UP = 100, 100
@@ -123,7 +123,7 @@ def draw(results: dict[str, Any], figure: Any) -> None:
     )
     for row, (lr, by_name) in zip(axes, results["runs"].items(), strict=True):
         for axis, runs in zip(row, by_name.values(), strict=True):
-            shares = torch.tensor(runs[0]["histograms"]).T / 100  # per cent
+            shares = torch.tensor(runs[0]["histograms"]).T.numpy() / 100  # per cent
             extent = (0, shares.shape[1], LOWEST, HIGHEST)
             image = axis.imshow(
                 shares, aspect="auto", origin="lower", extent=extent, cmap="magma", vmax=most / 100

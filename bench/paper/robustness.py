@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.style import color, plain
+from bench.style import color, legend, plain
 from radam_fused import FusedRAdam
 
 from .page import markdown
@@ -22,7 +22,7 @@ from .training import Outcome, Recipe, adam, over_cores, train
 
 QUESTION = "At which learning rates does an optimizer keep its score?"
 MINUTES = 8
-SIZE = (11, 5)  # of the picture, inches
+SIZE = (11, 8.5)  # of the picture, inches
 
 RATES = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]
 RECIPES = {
@@ -164,15 +164,31 @@ def _draw_scores(axis: Any, task: str, name: str, by_name: dict[str, Any]) -> No
     plain(axis)
 
 
+def _draw_effective(axis: Any, task: str, results: dict[str, Any]) -> None:
+    """Every score over the learning rate times the mean factor of the optimizer."""
+    for name, by_rate in results["scores"][task].items():
+        rates = [float(lr) * results["mean factor"][name] for lr in by_rate]
+        medians = [median_of(cell, task) for cell in by_rate.values()]
+        axis.plot(rates, medians, marker="o", ms=3, color=color(name), label=name)
+    axis.set(xscale="log", xlabel="learning rate x mean factor", ylim=LIMITS[task])
+    axis.set(title=task, ylabel=SCORES[task])
+    plain(axis)
+
+
 def draw(results: dict[str, Any], figure: Any) -> None:
-    """A row per task; a panel per optimizer, with the others in grey."""
-    names = list(results["mean factor"])
-    axes = figure.subplots(len(results["scores"]), len(names), squeeze=False, sharey="row")
-    for row, (task, by_name) in zip(axes, results["scores"].items(), strict=True):
+    """A row per task with a panel per optimizer; then all over the effective learning rate."""
+    names, tasks = list(results["mean factor"]), list(results["scores"])
+    single, together = figure.subfigures(2, 1, height_ratios=[len(tasks), 1.4])
+    axes = single.subplots(len(tasks), len(names), squeeze=False, sharey="row")
+    for row, task in zip(axes, tasks, strict=True):
         for axis, name in zip(row, names, strict=True):
-            _draw_scores(axis, task, name, by_name)
+            _draw_scores(axis, task, name, results["scores"][task])
         row[0].set_ylabel(f"{task}:\n{SCORES[task]}")
     for axis, name in zip(axes[0], names, strict=True):
         axis.set_title(name.replace(", ", ",\n"), color=color(name))
     for axis in axes[-1]:
         axis.set_xlabel("learning rate")
+    below = together.subplots(1, len(tasks), squeeze=False)[0]
+    for axis, task in zip(below, tasks, strict=True):
+        _draw_effective(axis, task, results)
+    legend(together, below, columns=3)

@@ -118,7 +118,7 @@ def _bytes_score(model: nn.Module) -> float:
 TASKS = {
     "digits": Task(_digits_model, _digits_loss, _digits_score),
     "bytes": Task(partial(Transformer, width=128, layers=2), _bytes_loss, _bytes_score),
-    "bytes, the demo's size": Task(Transformer, _bytes_loss, _bytes_score),
+    "bytes, 3.3M parameters": Task(Transformer, _bytes_loss, _bytes_score),
 }
 
 

@@ -72,7 +72,7 @@ class Step:
     Args:
         groups: The parameter groups.
         options: The options of the optimizer's class.
-        numbers: The options of the groups as numbers (:func:`new_numbers`).
+        numbers: The options of the groups as numbers (`new_numbers`).
         grad_scale: Tensor of one element, the scale that the gradients were multiplied by; or None.
         found_inf: Tensor of one element, nonzero if a gradient overflowed: the step is then
             skipped; or None.
@@ -121,7 +121,7 @@ class Launch(Protocol):
     """Updates parameters of one kind. All launches of a step read, then compute, then run."""
 
     kind: Kind
-    # Whether :meth:`run` is one call of the extension, after which it does nothing more. A handler
+    # Whether `run` is one call of the extension, after which it does nothing more. A handler
     # of a signal, in Python, then cannot run between its parts.
     is_atomic: bool
     # Whether a captured graph uses memory of the launch; the launch must then live as long.
@@ -144,11 +144,11 @@ class Launch(Protocol):
             states: The optimizer's state.
 
         Returns:
-            False if a parameter does not fit the launch any more; :meth:`misfit` names it.
+            False if a parameter does not fit the launch any more; `misfit` names it.
         """
 
     def misfit(self) -> tuple[Place, str]:
-        """The place of the parameter that :meth:`read` rejected, and the name of its tensor."""
+        """The place of the parameter that `read` rejected, and the name of its tensor."""
 
     def has_moved(self) -> bool:
         """Whether a tensor that the step writes lies at another address than at the last step."""
@@ -264,7 +264,7 @@ class Launches:
 
 
 class TableLaunch:
-    """A launch over a TensorTable. A backend adds :meth:`run`, usually one call of the extension.
+    """A launch over a TensorTable. A backend adds `run`, usually one call of the extension.
 
     Args:
         kind: The common properties of its parameters.

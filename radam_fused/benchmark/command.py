@@ -91,7 +91,7 @@ def table(timings: dict[str, Timing], size: int) -> str:
     """One line per optimizer: ms, quartiles, GB/s, the share of the limit, and the verdict.
 
     Args:
-        timings: What :func:`measure` returns.
+        timings: What `measure` returns.
         size: Bytes that a step reads and writes in total.
     """
     from tabulate import tabulate

@@ -25,7 +25,7 @@ def move(arrays: Sequence[Tensor]) -> Callable[[], None]:
 
 
 def copy(size: int, device: str) -> tuple[Callable[[], object], float]:
-    """A copy inside the memory of a device. On GPUs it is as fast as :func:`move`.
+    """A copy inside the memory of a device. On GPUs it is as fast as `move`.
 
     Args:
         size: Bytes that a step reads and writes in total.

@@ -32,14 +32,16 @@ def verdict(ours: Timing, other: Timing) -> str:
     """How our time compares with another one.
 
     Returns:
-        "level" where the ranges between the quartiles overlap, otherwise "2.5 x faster" or
-        "2.5 x slower": the ratio of the medians.
+        "level" where the ranges between the quartiles overlap or the medians differ by less than
+        1 %, otherwise "2.5 x faster" or "2.5 x slower": the ratio of the medians.
     """
-    if ours.lower_quartile <= other.upper_quartile and other.lower_quartile <= ours.upper_quartile:
+    overlap = (
+        ours.lower_quartile <= other.upper_quartile and other.lower_quartile <= ours.upper_quartile
+    )
+    ratio = ours.median / other.median
+    if overlap or abs(ratio - 1) < 0.01:
         return "level"
-    if ours.median < other.median:
-        return f"{_factor(other.median / ours.median)} x faster"
-    return f"{_factor(ours.median / other.median)} x slower"
+    return f"{_factor(1 / ratio)} x faster" if ratio < 1 else f"{_factor(ratio)} x slower"
 
 
 def _factor(ratio: float) -> str:

@@ -96,7 +96,7 @@ class Running:
     Args:
         make: The class of the optimizer, with its options.
         device: The device of the parameters.
-        **names: More names for :meth:`execute`.
+        **names: More names for `execute`.
     """
 
     def __init__(self, make, device="cpu", **names):

@@ -26,7 +26,7 @@ def test_the_page_has_the_recorded_tables_pictures_and_commands(recorded):
     text = page.PAGE.read_text()
     [table] = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", text, re.DOTALL)
     assert table == module.table(record["results"])
-    assert f"(../bench/results/paper/{name}.png)" in text
+    assert f"(images/{name}.png)" in text
     assert f"\n{record['command']}\n" in text
     assert re.fullmatch("[0-9a-f]{12}", record["machine"]["commit"])
 
@@ -36,7 +36,7 @@ def test_the_picture_agrees_with_the_record(recorded, tmp_path):
     name, module, record = recorded
     paper.picture(module, record["results"], tmp_path / "again.png")
     kept, again = (
-        Image.open(path) for path in (paper.RESULTS / f"{name}.png", tmp_path / "again.png")
+        Image.open(path) for path in (paper.IMAGES / f"{name}.png", tmp_path / "again.png")
     )
     assert kept.text["Source"] == again.text["Source"] == digest(record["results"])["Source"]
     assert kept.size == again.size

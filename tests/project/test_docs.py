@@ -1,0 +1,173 @@
+"""The README and docs/: Python blocks run, commands exist, figures are recorded, links lead on."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+import torch
+
+import radam_fused
+from bench import page
+from bench.paper.page import markdown
+from radam_fused.benchmark.timing import timings, verdict
+from radam_fused.options import OPTIONS
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "bench" / "results"
+
+
+def blocks(language):
+    """The blocks of code in a language: page, title or None, and text."""
+    for path in PAGES:
+        pattern = rf'^```{language}(?: title="([^"\n]+)")?\n(.*?)^```'
+        for title, text in re.findall(pattern, path.read_text(), re.M | re.S):
+            yield path, title or None, text
+
+
+def named(found):
+    return [pytest.param(*entry, id=f"{entry[0].stem}-{i}") for i, entry in enumerate(found)]
+
+
+PYTHON = list(blocks("python"))
+WHOLE = [(path, text) for path, title, text in PYTHON if title is None]
+PARTS = [(path, title, text) for path, title, text in PYTHON if title is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "text"), named(WHOLE))
+def test_a_python_block_runs(path, text):
+    # torch.amp.GradScaler warns where there is no GPU.
+    command = [sys.executable, "-W", "error", "-W", "ignore:torch.cuda.amp.GradScaler", "-c", text]
+    subprocess.run(command, check=True, timeout=120)
+
+
+@pytest.mark.parametrize(("path", "title", "text"), named(PARTS))
+def test_a_block_of_an_example_stands_in_it(path, title, text):
+    assert text in (ROOT / title).read_text()
+
+
+def test_there_are_blocks():
+    assert len(WHOLE) >= 10
+    assert len(PARTS) >= 5
+
+
+@pytest.mark.parametrize(("path", "_", "text"), named(blocks("diff")))
+def test_the_one_line_swap_runs_both_ways(path, _, text):
+    names = {"torch": torch, "FusedRAdam": radam_fused.FusedRAdam, "model": torch.nn.Linear(2, 2)}
+    for line in text.splitlines():
+        exec(line[1:], names)
+
+
+def commands():
+    """The commands of shell blocks, and those in the first column of tables."""
+    for _, _, text in blocks("sh"):
+        yield from (line.partition("#")[0].strip() for line in text.splitlines())
+    for path in PAGES:
+        yield from re.findall(r"^\| `((?:make|python) [^`]+)` \|", path.read_text(), re.M)
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    found = set(filter(None, commands()))
+    assert {"make demo", "make test", "python -m radam_fused"} <= found
+    for command in found:
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.M), command
+        elif words[:2] == ["python", "-m"]:
+            shown = subprocess.run([sys.executable, "-m", words[2], "--help"], capture_output=True)
+            assert shown.returncode == 0, command
+            if words[2] == "radam_fused":
+                assert all(word.encode() in shown.stdout for word in words[3:4]), command
+        elif words[0] == "torchrun":
+            assert (ROOT / words[-1]).exists(), command
+        else:
+            assert words[0] == "pip", command
+
+
+def test_links_lead_to_files_and_headings():
+    for path in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            there = (path.parent / name).resolve() if name else path
+            assert there.exists(), (path.name, target)
+            if anchor:
+                heads = re.findall(r"^#+ (.+)$", there.read_text(), re.M)
+                anchors = {
+                    re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in heads
+                }
+                assert anchor in anchors, (path.name, target)
+
+
+def test_every_page_of_a_feature_ends_with_its_limitations():
+    without = {"README", "api", "faq", "evidence", "errors"}
+    for path in PAGES:
+        if path.stem not in without:
+            assert re.findall(r"^## (.+)$", path.read_text(), re.M)[-1] == "Limitations", path.name
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == sorted(p.name for p in PAGES[1:])
+
+
+# Figures.
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in page.RECORDS}
+
+
+def part(path, name):
+    [found] = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", path.read_text(), re.S)
+    return found
+
+
+def test_the_page_of_performance_agrees_with_the_records(records):
+    sections = dict(page.sections(**records))
+    for name, text in sections.items():
+        assert part(page.PAGE, name) == text, name
+    records["cpu"]["seconds"]["GPT-2 124M"]["FusedRAdam"]["median"] *= 2
+    assert dict(page.sections(**records))["cases"] != sections["cases"]
+
+
+def test_the_readme_says_what_is_recorded():
+    cpu = json.loads((RESULTS / "cpu.json").read_text())
+    gpu = json.loads((RESULTS / "gpu.json").read_text())
+    words = " ".join(README.read_text().split())
+    assert page.headline(cpu) in words
+    assert page.gpu_headline(gpu) in words
+    measured = timings(cpu["seconds"]["GPT-2 124M"])
+    assert verdict(measured["FusedRAdam"], measured["torch RAdam"]).endswith("x faster")
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().split()) < 1000
+
+
+def test_many_groups_cost_what_is_recorded():
+    text = (ROOT / "docs" / "many-groups.md").read_text()
+    record = json.loads((RESULTS / "structure.json").read_text())
+    found = {(c["case"], c["compared"]): c for c in record["comparisons"]}
+    case = "parameter groups, 1,000 tensors of 64x16"
+    for compared in ("after: 1,000 groups / one group", "100 groups: after / torch AdamW fused"):
+        assert f"| {found[case, compared]['median_ratio']:.2f} |" in text
+    assert record["after"] in text
+
+
+def test_the_table_of_options_agrees_with_the_declarations():
+    rows = [[f"`{o.name}`", f"`{o.default}`", " ".join(o.doc.split())] for o in OPTIONS]
+    text = markdown(rows, ["option", "default", "effect"])
+    assert part(ROOT / "docs" / "api.md", "options") == text
