@@ -91,9 +91,8 @@ def plain(*axes: Any) -> None:
                     low > 0 and high / low < 30 and side.get_transform().base == 10
                 ):  # one power of ten has too few numbers
                     side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-                elif (
-                    side is axis.xaxis and low > 0 and high / low > 4e4
-                ):  # long numbers side by side
+                elif side is axis.xaxis and 0 < low < high / 3e3 and high > 5e4:
+                    # Long numbers side by side.
                     side.set_major_locator(ticker.LogLocator(base=100, numticks=9))
                 side.set_major_formatter(ticker.FuncFormatter(_number))
                 side.set_minor_formatter(ticker.NullFormatter())

@@ -20,7 +20,9 @@ class Regression(lightning.LightningModule):
 
     def training_step(self, batch, _):
         x, y = batch
-        return (self.net(x).squeeze() - y).square().mean()
+        loss = (self.net(x).squeeze() - y).square().mean()
+        self.log("loss", loss)
+        return loss
 
     def configure_optimizers(self):
         return FusedRAdam(self.parameters(), lr=1e-2)
@@ -43,7 +45,7 @@ def main() -> None:
             enable_progress_bar=False,
         )
         trainer.fit(Regression(), loader)
-        print(f"final loss {trainer.callback_metrics.get('loss', float('nan')):.4f}")
+        print(f"final loss {trainer.callback_metrics['loss']:.4f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import argparse
 
 import torch
-from timm.optim import OptimInfo, create_optimizer_v2, default_registry
+from timm.optim import OptimInfo, create_optimizer_v2
+from timm.optim._optim_factory import default_registry  # timm exports it nowhere else
 from torch import nn
 
 from radam_fused import FusedRAdam

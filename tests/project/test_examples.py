@@ -13,12 +13,19 @@ import torch
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 LIBRARIES = {"accelerate", "lightning", "peft", "timm", "transformers"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-# timm imports torchvision, which not every build of torch has. Its optimizers need only torch.
+# timm imports torchvision, which not every build of torch has. Its optimizers do not use it.
 WITHOUT_TORCHVISION = """
-import importlib.util, runpy, sys, types
-timm = types.ModuleType("timm")
-timm.__path__ = importlib.util.find_spec("timm").submodule_search_locations
-sys.modules["timm"] = timm
+import importlib.abc, importlib.machinery, runpy, sys, unittest.mock
+
+class Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "torchvision":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def exec_module(self, module):
+        module.__getattr__ = lambda name: unittest.mock.MagicMock()
+
+sys.meta_path.insert(0, Empty())
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
