@@ -16,7 +16,7 @@ SANITIZED := build/sanitized
 SANITIZER_RUNS := memcheck/cuda/guards memcheck/triton/guards initcheck/cuda/guards \
   memcheck/cuda/graphs memcheck/triton/graphs
 
-.PHONY: demo quick test examples docs trial ptx oldest-triton bench structure paper gpu lint format \
+.PHONY: demo quick test examples docs ptx oldest-triton bench structure paper gpu lint format \
   sanitize package clean
 
 demo: $(DEMO_INSTALLED)
@@ -51,8 +51,9 @@ ptx: $(INSTALLED)
 oldest-triton: $(INSTALLED)
 	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
 	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
-	PYTHONPATH=build/triton $(PYTHON) -m pytest -q -m "" tests/test_triton_build.py tests/test_triton_launches.py tests/test_ptx.py \
-	  tests/test_amp.py tests/test_graphs.py tests/test_backends_agree.py -k triton
+	PYTHONPATH=build/triton $(WORKERS) $(PYTHON) -m pytest -q -m "" $(IN_PARALLEL) -k triton \
+	  tests/test_triton_build.py tests/test_triton_launches.py tests/test_ptx.py \
+	  tests/test_amp.py tests/test_graphs.py tests/test_backends_agree.py
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
@@ -132,7 +133,7 @@ ifeq ($(ACTIVE),)
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt torch==2.13.0 setuptools pybind11 cmake ninja
 endif
-	without=$$($(PYTHON) -c 'import torch; print("" if torch.version.cuda else "RADAM_FUSED_CUDA=0")'); \
+	without=$$($(PYTHON) -W ignore -c 'import torch; print("" if torch.version.cuda else "RADAM_FUSED_CUDA=0")'); \
 	  env $$without $(PYTHON) -m pip install -q --no-build-isolation $(PINNED) -e '.[demo]'
 	mkdir -p build && touch $@
 

@@ -148,6 +148,14 @@ def test_a_verdict_is_level_where_quartiles_overlap(ours, other, expected):
     assert verdict(ours, other) == expected
 
 
+def test_the_limit_of_a_gpu_is_a_copy_scaled_to_the_bytes_of_a_step(monkeypatch):
+    monkeypatch.setattr(limit, "_LARGEST_COPY", 1000)
+    copy, part = limit.copy(28_000, "cpu")
+    assert part == pytest.approx(2000 / 28_000)
+    assert copy().numel() == 1000
+    assert limit.copy(280, "cpu")[1] == 1.0
+
+
 def test_the_limit_reads_four_arrays_and_writes_three():
     arrays = [torch.full((100_003,), float(i)) for i in range(4)]
     limit.move(arrays)()

@@ -1,1 +1,1 @@
-"""Trains a small transformer on the source of Python's standard library with four optimizers."""
+"""Trains a small transformer on the source of Python's standard library with three optimizers."""

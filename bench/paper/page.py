@@ -1,4 +1,4 @@
-"""Writes the tables of the recorded results into docs/evidence.md."""
+"""Writes tables into their places on a page of docs/."""
 
 import re
 from collections.abc import Sequence

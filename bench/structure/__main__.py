@@ -10,9 +10,8 @@ from .cases import AFTER, BEFORE, COUNTED, LATE, TIMED
 from .checkout import check_out, describe, resolve
 from .measure import count_case, machine_of, time_case
 from .others import Others
-from .package import copy_package
+from .package import CHECKOUT, copy_package
 from .page import page, table
-from .side import CHECKOUT
 
 
 def measure(cases: list[str], before: str, after: Path, pairs: int, folder: Path) -> None:

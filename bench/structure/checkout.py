@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .side import CHECKOUT
+from .package import CHECKOUT
 
 
 def git(*arguments: str, root: Path = CHECKOUT) -> str:

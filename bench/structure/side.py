@@ -11,9 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from .cases import Subject
-from .package import copy_package
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from .package import CHECKOUT, copy_package
 
 # The package comes from the copy of the side; the benchmark comes from this checkout.
 START = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..report import automatic, processor
-from .limit import BYTES, LIMIT, copy, move
+from .limit import BYTES, COPY, LIMIT, copy, move
 from .models import MODELS, Shapes, elements, shapes_in, shapes_of
 from .rivals import OURS, SharedTensors, usual
 from .timing import Clock, Step, Timing, device_clock, interleave, verdict, wall_clock
@@ -54,11 +54,11 @@ def _check_memory(shapes: Shapes, device: str) -> None:
         )
 
 
-def _limit(shapes: Shapes, device: str) -> tuple[Step, float]:
-    """The limit, and the part of a step's bytes that it moves."""
+def _limit(shapes: Shapes, device: str) -> tuple[str, Step, float]:
+    """The name of the limit, the limit, and the part of a step's bytes that it moves."""
     if device == "cuda":
-        return copy(elements(shapes) * BYTES, device)
-    return move([torch.zeros(elements(shapes)) for _ in range(4)]), 1.0
+        return COPY, *copy(elements(shapes) * BYTES, device)
+    return LIMIT, move([torch.zeros(elements(shapes)) for _ in range(4)]), 1.0
 
 
 def measure(shapes: Shapes, device: str, seconds: float = _SECONDS) -> dict[str, Timing]:
@@ -73,8 +73,8 @@ def measure(shapes: Shapes, device: str, seconds: float = _SECONDS) -> dict[str,
         Seconds per step. The first is the limit.
     """
     clock: Clock = device_clock if device == "cuda" else wall_clock
-    limit, part = _limit(shapes, device)
-    steps = {LIMIT: limit, **usual(SharedTensors(shapes, device))}
+    name, limit, part = _limit(shapes, device)
+    steps = {name: limit, **usual(SharedTensors(shapes, device))}
     for step in steps.values():
         for _ in range(_WARM_UP):
             step()
@@ -83,7 +83,7 @@ def measure(shapes: Shapes, device: str, seconds: float = _SECONDS) -> dict[str,
     least, most = _ROUNDS
     rounds = min(most, max(least, int(seconds / round_seconds)))
     timings = interleave(steps, rounds, "rounds", clock, warm_up=0)
-    timings[LIMIT] = Timing(*(quartile / part for quartile in timings[LIMIT]))
+    timings[name] = Timing(*(quartile / part for quartile in timings[name]))
     return timings
 
 
@@ -96,14 +96,15 @@ def table(timings: dict[str, Timing], size: int) -> str:
     """
     from tabulate import tabulate
 
+    limit = next(iter(timings))
     rows = [
         [
             name,
             f"{t.median * 1e3:.4g}",
             f"{t.lower_quartile * 1e3:.4g} - {t.upper_quartile * 1e3:.4g}",
             f"{size / t.median / 1e9:.1f}",
-            f"{timings[LIMIT].median / t.median:.0%}",
-            "" if name in (LIMIT, OURS) else verdict(timings[OURS], t),
+            f"{timings[limit].median / t.median:.0%}",
+            "" if name in (limit, OURS) else verdict(timings[OURS], t),
         ]
         for name, t in timings.items()
     ]

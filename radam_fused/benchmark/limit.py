@@ -9,6 +9,7 @@ from ..backends.cpu import instruction_sets
 from ..extension import _C
 
 LIMIT = "limit: read 4, write 3"
+COPY = "limit: a copy of as many bytes"
 BYTES = 28  # per float32 element: four arrays read, three written
 
 _LARGEST_COPY = 2**30  # bytes of each of the two arrays of a copy

@@ -11,7 +11,7 @@ assert spec is not None
 package = Path(spec.submodule_search_locations[0])
 assert Path(sys.prefix) in package.parents, package
 assert importlib.util.find_spec("torch") is None, "this check wants an environment without torch"
-for part in ("triton_kernels/kernels.py", "backends/triton.py", "py.typed"):
+for part in ("triton_kernels/kernels.py", "backends/triton.py", "benchmark/command.py", "py.typed"):
     assert (package / part).exists(), part
 [library] = package.glob("_C.*.so")
 loader = importlib.machinery.ExtensionFileLoader("_C", str(library))
