@@ -10,7 +10,7 @@ DEMO_INSTALLED := $(or $(wildcard $(INSTALLED)),$(subst installed,demo,$(INSTALL
 # One worker per core. A worker has one OpenMP thread, unless a test wants more, and waits asleep.
 WORKERS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 PINNED := $(if $(ACTIVE),,-c constraints.txt)
-IN_PARALLEL := -n auto --maxprocesses 16 --dist worksteal
+IN_PARALLEL = $(shell $(PYTHON) -c 'import xdist; print("-n auto --maxprocesses 16 --dist worksteal")' 2>/dev/null)
 SANITIZED := build/sanitized
 # Tool, backend and test. A capture needs the caching allocator; without it, memcheck sees every tensor.
 SANITIZER_RUNS := memcheck/cuda/guards memcheck/triton/guards initcheck/cuda/guards \

@@ -186,15 +186,25 @@ def case_table(name: str, case: Mapping[str, Any], machine: Mapping[str, Any]) -
 def scaling_table(
     sweep: str, points: dict[str, dict[str, Timing]], tablefmt: str = "simple"
 ) -> str:
-    """One line per number of a sweep; medians in ms."""
+    """One line per number of a sweep: medians and quartiles in ms, and the verdicts."""
     names = list(next(iter(points.values())))
+    rivals = [name for name in names if name not in (OURS, LIMIT)]
     rows = [
         [
             f"{int(number):,}",
-            *(f"{measured[name].median * 1e3:.4g}" for name in names),
-            *(f"{measured[OURS].median / measured[name].median:.3f}" for name in names[1:]),
+            *(_with_quartiles(measured[name]) for name in names),
+            *(verdict(measured[OURS], measured[name]) for name in rivals),
         ]
         for number, measured in points.items()
     ]
-    head = [sweep, *(f"{name}, ms" for name in names), *(f"ours / {name}" for name in names[1:])]
-    return tabulate(rows, head, tablefmt=tablefmt, disable_numparse=True)
+    head = [
+        sweep,
+        *(f"{name}, ms" for name in names),
+        *(f"{OURS} against {name}" for name in rivals),
+    ]
+    return str(tabulate(rows, head, tablefmt=tablefmt, disable_numparse=True))
+
+
+def _with_quartiles(timing: Timing) -> str:
+    low, median, high = (f"{seconds * 1e3:.3g}" for seconds in timing)
+    return f"{median} ({low} - {high})"

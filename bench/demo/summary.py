@@ -35,7 +35,7 @@ def summary(runs: dict[str, Run], apart: float) -> tuple[str, bool]:
         for name, run in runs.items()
     ]
     head = ["", "training loss", "validation loss", "optimizer, ms"]
-    head += ["its share of the step", "faster than torch RAdam"]
+    head += ["optimizer's share of the step", "faster than torch RAdam"]
     size = sum(p.numel() for p in mine.model.parameters())
     adam_loss, loss = runs[ADAM].validation_loss(), mine.validation_loss()
     result = "has failed" if adam_loss > loss + FAILED else "trains as well"

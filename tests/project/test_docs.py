@@ -191,7 +191,9 @@ def test_many_groups_cost_what_is_recorded():
     found = {(c["case"], c["compared"]): c for c in record["comparisons"]}
     case = "parameter groups, 1,000 tensors of 64x16"
     for compared in ("after: 1,000 groups / one group", "100 groups: after / torch AdamW fused"):
-        assert f"| {found[case, compared]['median_ratio']:.2f} |" in text
+        one = found[case, compared]
+        low, high = one["ratio_quartiles"]
+        assert f"| {one['median_ratio']:.2f} ({low:.2f} - {high:.2f}) |" in text
     assert record["after"] in text
 
 

@@ -32,6 +32,21 @@ from radam_fused import FusedRAdam
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.fixture
+def _in_this_process(monkeypatch):
+    """Runs of an experiment in this process: new ones would import torch for each measurement."""
+
+    def one_after_the_other(function, arguments, what):
+        return [function(*each) for each in arguments]
+
+    for module in (histogram, robustness):
+        monkeypatch.setattr(module, "over_cores", one_after_the_other)
+
+
+def test_runs_over_all_cores_come_back_in_order():
+    assert list(training.over_cores(divmod, [(7, 2), (9, 4)], "runs")) == [(3, 1), (2, 1)]
+
+
 def is_lost(monkeypatch, effect, where, key, other):
     """Assert that the assertions about an effect fail without the effect."""
     with monkeypatch.context() as patch:
@@ -64,7 +79,7 @@ def test_the_simulated_variance_is_the_exact_one_and_r_t_evens_it(monkeypatch):
 
 
 def test_r_t_amounts_to_a_warm_up_of_two_time_constants():
-    curves = rectification.measure(longest=12.0)["curves"]
+    curves = rectification.measure(longest=6.0)["curves"]
     assert curves["0.999"]["first rectified"] == {"4.0": 5, "5.0": 6}
     for never in ("0.5", "0.6"):
         assert curves[never]["first rectified"] == {"4.0": None, "5.0": None}
@@ -82,6 +97,7 @@ def adam_s_gradients_shrink_and_radam_s_do_not():
     assert all(9_900 < sum(counts) <= 10_100 for counts in radam["histograms"])
 
 
+@pytest.mark.usefixtures("_in_this_process")
 def test_adam_s_gradients_shrink_and_radam_s_do_not(monkeypatch):
     adam_s_gradients_shrink_and_radam_s_do_not()
     resting = training.Recipe(torch.optim.SGD, warm_up=10**9)
@@ -129,6 +145,7 @@ def radam_survives_a_learning_rate_at_which_adam_does_not():
     assert len(scores["Adam"]["0.01"]["curves"][0]) == 15
 
 
+@pytest.mark.usefixtures("_in_this_process")
 def test_radam_survives_a_learning_rate_at_which_adam_does_not(monkeypatch):
     radam_survives_a_learning_rate_at_which_adam_does_not()
     for name, other in (("Adam", "RAdam"), ("RAdam", "Adam")):
@@ -236,6 +253,7 @@ def the_exact_variance_changes_the_first_rectified_steps():
     assert losses[0][1] > losses[1][1] > losses[2][1]
 
 
+@pytest.mark.usefixtures("_in_this_process")
 def test_the_exact_variance_changes_the_first_rectified_steps(monkeypatch):
     the_exact_variance_changes_the_first_rectified_steps()
     for where in (exact_rectification.OPTIONS, exact_rectification.RECIPES):
