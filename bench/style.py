@@ -23,13 +23,13 @@ _OURS, _BLUE, _GREEN, _PINK, _SKY, _AMBER = (
 COLORS = {
     "FusedRAdam": _OURS,
     "RAdam": _OURS,
-    "RAdam, amsgrad": _PINK,
+    "RAdam, amsgrad": "#f0a070",
     "torch RAdam": _BLUE,
     "torch AdamW fused": _GREEN,
     "FusedAdamW": "#f0a070",
     "Adam": "#404040",
     "torch Adam": "#404040",
-    "AMSGrad": _SKY,
+    "AMSGrad": "#7b5ea7",
     "torch RAdam foreach": _SKY,
     "torch.compile of RAdam": _PINK,
     "optimi RAdam": _AMBER,
@@ -38,8 +38,6 @@ COLORS = {
     "Adam, warm-up over 20": "#9fd5c3",
     "Adam, warm-up over 100": _GREEN,
     "Adam, warm-up over 2,000": "#00543d",
-    "Adam-2k, k = 100": _PINK,
-    "Adam-eps, 1e-4": _AMBER,
 }
 LINES = ["-", "--", ":", "-."]
 

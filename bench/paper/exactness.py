@@ -205,11 +205,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 _LINES = {  # the lines of the picture: their members, which coincide, and how they look
-    "torch RAdam, capturable": ("torch RAdam, capturable", "#0072b2", "-"),
-    "torch RAdam": ("torch RAdam, for-loop", "#56b4e9", "-"),
+    "torch RAdam, capturable": ("torch RAdam, capturable", color("torch RAdam"), "-"),
+    "torch RAdam": ("torch RAdam, for-loop", color("torch RAdam foreach"), "-"),
     "optimi RAdam": ("optimi RAdam", color("optimi RAdam"), "-"),
     "FusedRAdam, every backend": ("FusedRAdam, cpu", color(OURS), "-"),
-    "torch RAdam, float64": (f"torch RAdam, {ALONE}", "#0072b2", ":"),
+    "torch RAdam, float64": (f"torch RAdam, {ALONE}", color("torch RAdam"), ":"),
     "FusedRAdam, float64": (f"FusedRAdam, {ALONE}", color(OURS), ":"),
 }
 

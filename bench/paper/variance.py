@@ -142,7 +142,7 @@ def draw(results: dict[str, Any], figure: Any) -> None:
         "o",
         ms=4,
         mfc="none",
-        color="#009e73",
+        color="#303030",
         label="simulated",
     )
     left.set(xlabel="rho", ylabel="variance of psi", title="Simple averages", ylim=(1e-3, 1e3))
@@ -154,12 +154,12 @@ def draw(results: dict[str, Any], figure: Any) -> None:
     shown = {
         "psi": ("#404040", "Adam: psi"),
         "r_t psi": (color("RAdam"), "RAdam: r_t psi"),
-        "exact r_t psi": ("#0072b2", "RAdam, exact_rectification=True"),
+        "exact r_t psi": ("#f0a070", "RAdam, exact_rectification=True"),
     }
     for how, (shade, label) in shown.items():
         right.loglog(times, steps[how]["0.0"], color=shade, label=label)
     exact = [float("nan") if x is None else x for x in steps["exact"]]
-    right.loglog(times, exact, ":", color="#009e73", lw=2.5, label="exact variance at rho_t")
+    right.loglog(times, exact, ":", color="#a0a0a0", lw=3, label="exact variance at rho_t")
     right.set(xlabel="step t", ylabel="variance of the factor", title="The optimizer")
     right.set_ylim(1e-4, 1e2)
     plain(left, middle, right)

@@ -132,4 +132,4 @@ def run(options: Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         timings = measure(shapes, device)
-    print(f"\n{table(timings, size)}")
+    print(f"\n{table(timings, size)}", flush=True)
