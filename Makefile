@@ -126,22 +126,26 @@ package: $(INSTALLED)
 	build/package/venv/bin/pip install -q --no-deps build/package/*.whl
 	cd build/package && venv/bin/python $(CURDIR)/tests/project/check_wheel.py
 
+define CREATE_VENV
+test -x .venv/bin/python || python3 -m venv .venv
+.venv/bin/pip install -q -c constraints.txt torch==2.13.0 setuptools pybind11 cmake ninja
+endef
+
 # Without CUDA code where torch has no CUDA: that compiles for minutes.
 $(subst installed,demo,$(INSTALLED)): $(SOURCES)
 ifeq ($(ACTIVE),)
 	@echo "Creates .venv and installs torch, the package and what the demo draws with: two to four minutes."
-	test -x .venv/bin/python || python3 -m venv .venv
-	.venv/bin/pip install -q -c constraints.txt torch==2.13.0 setuptools pybind11 cmake ninja
+	$(CREATE_VENV)
 endif
 	without=$$($(PYTHON) -W ignore -c 'import torch; print("" if torch.version.cuda else "RADAM_FUSED_CUDA=0")'); \
-	  env $$without $(PYTHON) -m pip install -q --no-build-isolation $(PINNED) -e '.[demo]'
+	  env $$without $(PYTHON) -m pip install -q --no-build-isolation $(PINNED) -e '.[demo]' || \
+	  env $$without $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .  # without access to a package index
 	mkdir -p build && touch $@
 
 $(INSTALLED): $(SOURCES)
 ifeq ($(ACTIVE),)
 	@echo "Creates .venv and installs torch, the package and every tool: about five minutes."
-	test -x .venv/bin/python || python3 -m venv .venv
-	.venv/bin/pip install -q -c constraints.txt torch==2.13.0 setuptools pybind11 cmake ninja
+	$(CREATE_VENV)
 	.venv/bin/pip install -q --no-build-isolation -c constraints.txt -e '.[test,bench,lint]'
 else
 	$(PYTHON) -m pip install -q --no-build-isolation -e '.[test,bench]' || \

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from .compare import compare
-
-RESULTS = Path(__file__).parent / "results"
+from .machine import RESULTS
 
 
 def main(arguments: list[str] | None = None) -> None:

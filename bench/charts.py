@@ -61,10 +61,14 @@ def _ms(timings: list[Timing], quantile: str) -> list[float]:
     return [getattr(timing, quantile) * 1e3 for timing in timings]
 
 
-AXES = {
-    "parameters of one tensor": "parameters",
-    "tensors of 4,194,304 parameters": "tensors, which together have 4,194,304 parameters",
-    "threads on one tensor of 25,000,000": "threads",
+# Titles and x axes of the sweeps.
+SWEEPS = {
+    "parameters of one tensor": ("One tensor grows", "parameters"),
+    "tensors of 4,194,304 parameters": (
+        "The same total in more tensors",
+        "tensors, which together have 4,194,304 parameters",
+    ),
+    "threads on one tensor of 25,000,000": ("One tensor of 25M, more threads", "threads"),
 }
 
 
@@ -82,12 +86,10 @@ def draw_scaling(scaling: Scaling, path: Path) -> None:
             line = "--" if name == LIMIT else "-"
             axis.loglog(numbers, median, line, marker="o", ms=3, color=color(name), label=name)
             axis.fill_between(numbers, low, high, alpha=0.2, color=color(name), lw=0)
-        axis.set(xlabel=AXES[sweep], ylabel="ms per step (the whole step)")
+        title, label = SWEEPS[sweep]
+        axis.set(title=title, xlabel=label, ylabel="ms per step (the whole step)")
         if "threads" in sweep:
             axis.set_xscale("log", base=2)
         plain(axis)
-    axes[0].set_title("One tensor grows")
-    axes[1].set_title("The same total in more tensors")
-    axes[2].set_title("One tensor of 25M, more threads")
     legend(figure, axes)
     save(figure, path, scaling)

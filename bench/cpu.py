@@ -15,7 +15,7 @@ from .bandwidth_limit import LIMIT, limit, new_arrays
 from .cases import CASES, MANY, elements
 from .charts import HEADLINE, draw, draw_headline, draw_scaling
 from .flat_buffers import time_cycles, time_steps
-from .machine import machine
+from .machine import IMAGES, RESULTS, machine
 from .page import write
 from .rivals import OURS, rivals_of
 from .scaling import time_scaling
@@ -31,9 +31,6 @@ from .tables import (
 )
 
 Measured = TypeVar("Measured")
-
-RESULTS = Path(__file__).parent / "results"
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def time_case(case: str) -> dict[str, Timing]:

@@ -14,6 +14,8 @@ from radam_fused.backends.cpu import instruction_sets
 from radam_fused.report import processor
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+IMAGES = ROOT / "docs" / "images"
 
 _PACKAGES = ("radam_fused", "torch", "torch-optimi", "deepspeed", "numpy", "scikit-learn")
 # GB/s, from the data sheets.

@@ -85,9 +85,8 @@ def plain(*axes: Any) -> None:
         for side in (axis.xaxis, axis.yaxis):
             if side.get_scale() != "linear":
                 low, high = sorted(side.get_view_interval())
-                if (
-                    low > 0 and high / low < 30 and side.get_transform().base == 10
-                ):  # one power of ten has too few numbers
+                if low > 0 and high / low < 30 and side.get_transform().base == 10:
+                    # One power of ten has too few numbers.
                     side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
                 elif side is axis.xaxis and 0 < low < high / 3e3 and high > 5e4:
                     # Long numbers side by side.

@@ -36,33 +36,29 @@ class Target(NamedTuple):
     clock: str = "device"
     is_share_of_bandwidth: bool = False
 
-    def check(self, ours: Timing, rival: Timing) -> dict[str, object]:
-        """The bound, the figure with its spread, and the verdict.
+    def check(self, ours: Timing, rival: Timing, against: str = "") -> dict[str, object]:
+        """The bound, the figure with its spread, and the verdict on the largest allowed time.
 
-        The verdict is "level" where the range of our time between its quartiles overlaps that of
-        the largest time that the bound allows.
+        Args:
+            ours: Our time.
+            rival: The rival's time.
+            against: What the table calls the rival; its name by default.
         """
-        low, median, high = (
-            a / b for a, b in zip(ours, (rival[2], rival[1], rival[0]), strict=True)
-        )
-        allowed = Timing(*(self.factor() * quartile for quartile in rival))
-        if verdict(ours, allowed) == "level":
-            judged = "level"
-        else:
-            judged = "reached" if ours.median < allowed.median else "missed"
-        figures, sign = (low, median, high), "<="
+        low, median, high = (a / b for a, b in zip(ours, reversed(rival), strict=True))
+        sign, factor = "<=", self.bound
         if self.is_share_of_bandwidth:
-            figures, sign = (1 / high, 1 / median, 1 / low), ">="
+            low, median, high = 1 / high, 1 / median, 1 / low
+            sign, factor = ">=", 1 / self.bound
+        compared = verdict(ours, Timing(*(factor * quartile for quartile in rival)))
+        judged = {"level": "level", "faster": "reached", "slower": "missed"}
         return {
+            "case": self.case,
+            "against": against or self.rival,
             "must be": f"{sign} {self.bound:.2f}",
-            "is": round(figures[1], 4),
-            "spread": f"{figures[0]:.3f} - {figures[2]:.3f}",
-            "verdict": judged,
+            "is": round(median, 4),
+            "spread": f"{low:.3f} - {high:.3f}",
+            "verdict": judged[compared.rpartition(" ")[2]],
         }
-
-    def factor(self) -> float:
-        """The largest time, as a multiple of the rival's."""
-        return 1 / self.bound if self.is_share_of_bandwidth else self.bound
 
 
 CPU_TARGETS = [
@@ -79,14 +75,7 @@ CPU_TARGETS = [
 
 def cpu_targets(results: Results) -> list[dict[str, object]]:
     """The targets on the CPU, with the measured figures."""
-    return [
-        {
-            "case": t.case,
-            "against": t.rival,
-            **t.check(results[t.case][t.ours], results[t.case][t.rival]),
-        }
-        for t in CPU_TARGETS
-    ]
+    return [t.check(results[t.case][t.ours], results[t.case][t.rival]) for t in CPU_TARGETS]
 
 
 def flat_target(measured: Mapping[str, Timing]) -> dict[str, object]:
@@ -94,11 +83,7 @@ def flat_target(measured: Mapping[str, Timing]) -> dict[str, object]:
     parts = zip(measured[AS_ONE], measured[READING], strict=True)
     both = Timing(*(one + reading for one, reading in parts))
     target = Target(f"{MANY}, flatten=True", FLAT, "one tensor and reading the addresses", 1.0)
-    return {
-        "case": target.case,
-        "against": target.rival,
-        **target.check(measured[FLAT], both),
-    }
+    return target.check(measured[FLAT], both)
 
 
 def check_targets(
@@ -109,9 +94,11 @@ def check_targets(
     for target in targets:
         seconds = cases.get(target.case, {}).get("seconds", {})
         if target.ours in seconds and target.rival in seconds:
-            pair = (Timing(**seconds[name][target.clock]) for name in (target.ours, target.rival))
+            ours, rival = (
+                Timing(**seconds[name][target.clock]) for name in (target.ours, target.rival)
+            )
             against = f"{target.clock} time of {target.ours} / {target.rival}"
-            checked.append({"case": target.case, "against": against, **target.check(*pair)})
+            checked.append(target.check(ours, rival, against))
     return checked
 
 

@@ -18,15 +18,12 @@ def processor() -> str:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
         return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in map(_split, first.splitlines())}
+    pairs = (line.partition(":") for line in first.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
     name = facts.get("model name", platform.machine())
     if "cpu family" not in facts:
         return name
     return f"{name} (family {facts['cpu family']}, model {facts['model']})"
-
-
-def _split(line: str) -> tuple[str, str, str]:
-    return line.partition(":")
 
 
 def automatic(device: str) -> str:

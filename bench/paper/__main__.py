@@ -8,7 +8,8 @@ from types import ModuleType
 
 from matplotlib import pyplot
 
-from bench.machine import machine
+from bench.machine import IMAGES, machine
+from bench.machine import RESULTS as ALL_RESULTS
 from bench.style import save
 
 from . import (
@@ -33,8 +34,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "implementations": implementations,
     "exact_rectification": exact_rectification,
 }
-RESULTS = Path(__file__).parents[1] / "results" / "paper"
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
+RESULTS = ALL_RESULTS / "paper"
 
 
 def _rounded(results: object) -> object:

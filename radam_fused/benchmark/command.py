@@ -75,10 +75,7 @@ def measure(shapes: Shapes, device: str, seconds: float = _SECONDS) -> dict[str,
     clock: Clock = device_clock if device == "cuda" else wall_clock
     name, limit, part = _limit(shapes, device)
     steps = {name: limit, **usual(SharedTensors(shapes, device))}
-    for step in steps.values():
-        for _ in range(_WARM_UP):
-            step()
-    one = interleave(steps, 2, "warm-up", clock, warm_up=0)
+    one = interleave(steps, 2, "warm-up", clock, _WARM_UP)
     round_seconds = sum(timing.median for timing in one.values())
     least, most = _ROUNDS
     rounds = min(most, max(least, int(seconds / round_seconds)))

@@ -15,21 +15,25 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STEPS = {
-    "make demo": ["make", "demo"],
-    "make demo, again": ["make", "demo"],
-    "make test": ["make", "test"],
-    "make examples": ["make", "examples"],
-    "make docs": ["make", "docs"],
-    "the README's report, with an installed wheel": ["wheel/bin/python", "-m", "radam_fused"],
-    "bench, with an installed wheel": ["wheel/bin/python", "-m", "radam_fused", "bench"],
-}
 WHEEL = """
 python3 -m venv wheel
 wheel/bin/pip install -q torch==2.13.0
 RADAM_FUSED_CUDA=0 wheel/bin/pip wheel -q --no-deps -w build/trial .
 wheel/bin/pip install -q build/trial/*.whl
 """
+STEPS = {  # by name: the folder, and the command that runs in it
+    "make demo": (".", ["make", "demo"]),
+    "make demo, again": (".", ["make", "demo"]),
+    "make test": (".", ["make", "test"]),
+    "make examples": (".", ["make", "examples"]),
+    "make docs": (".", ["make", "docs"]),
+    "a wheel, built and installed": (".", ["bash", "-ec", WHEEL]),
+    "the README's report, with an installed wheel": (
+        "wheel",
+        ["bin/python", "-m", "radam_fused"],
+    ),
+    "bench, with an installed wheel": ("wheel", ["bin/python", "-m", "radam_fused", "bench"]),
+}
 
 
 def megabytes(folder: Path) -> int:
@@ -47,14 +51,10 @@ def main() -> None:
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     record = {"commit": commit, "cores": os.cpu_count(), "python": platform.python_version()}
     record["steps"] = {}
-    for name, command in STEPS.items():
-        if command[0].startswith("wheel") and not (clone / "wheel").exists():
-            subprocess.run(["bash", "-ec", WHEEL], cwd=clone, check=True, env=kept)
-        place = clone / "wheel" if command[0].startswith("wheel") else clone
-        command = [str(place / "bin/python"), *command[1:]] if place != clone else command
+    for name, (place, command) in STEPS.items():
         print(f"== {name}", flush=True)
         start = time.monotonic()
-        done = subprocess.run(command, cwd=place, env=kept)
+        done = subprocess.run(command, cwd=clone / place, env=kept)
         if done.returncode != 0:
             raise SystemExit(f"{name} failed; everything is in {clone}")
         seconds = round(time.monotonic() - start)
