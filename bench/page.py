@@ -59,7 +59,7 @@ def _flat(record: Record) -> str:
 
 
 def _gpu(record: Record) -> str:
-    """Device times of a record of a GPU, as a multiple of another optimizer's."""
+    """Device times of a record of a GPU, with the verdicts."""
     rows = []
     for case, of in record["cases"].items():
         device = timings({name: clocks["device"] for name, clocks in of["seconds"].items()})
