@@ -26,7 +26,7 @@ demo: $(DEMO_INSTALLED)
 quick: $(INSTALLED)
 	$(WORKERS) $(PYTHON) -m pytest -q $(IN_PARALLEL)
 
-# Every test, under eight minutes on two cores. Examples run where their libraries are installed.
+# Every test, in six to nine minutes on two cores. Examples run where their libraries are installed.
 test: $(INSTALLED)
 	$(WORKERS) $(PYTHON) -m pytest -m "" tests -q $(IN_PARALLEL)
 
