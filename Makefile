@@ -12,12 +12,14 @@ WORKERS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 PINNED := $(if $(ACTIVE),,-c constraints.txt)
 IN_PARALLEL = $(shell $(PYTHON) -c 'import xdist; print("-n auto --maxprocesses 16 --dist worksteal")' 2>/dev/null)
 SANITIZED := build/sanitized
-# Tool, backend and test. A capture needs the caching allocator; without it, memcheck sees every tensor.
-SANITIZER_RUNS := memcheck/cuda/guards memcheck/triton/guards initcheck/cuda/guards \
-  memcheck/cuda/graphs memcheck/triton/graphs
+REHEARSAL := build/rehearsal
+# The Python of the rehearsal; pyenv's need not be on PATH.
+REHEARSING := $(firstword $(shell for python in python3.12 ~/.pyenv/versions/3.12*/bin/python3.12 \
+  python3; do $$python -c 'import sys; print(sys.executable)'; done 2>/dev/null))
+GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-tune
 
-.PHONY: demo quick test examples docs ptx oldest-triton bench structure paper gpu lint format \
-  sanitize package clean
+.PHONY: demo quick test examples docs ptx oldest-triton bench structure paper gpu $(GPU_PARTS) \
+  gpu-rehearsal lint format sanitize package clean
 
 demo: $(DEMO_INSTALLED)
 	$(PYTHON) -m bench.demo
@@ -52,7 +54,7 @@ oldest-triton: $(INSTALLED)
 	test -d build/triton || $(PYTHON) -m pip install -q --no-deps --target build/triton triton==3.6.0
 	PYTHONPATH=build/triton $(PYTHON) -c 'import triton; assert triton.__version__ == "3.6.0"'
 	PYTHONPATH=build/triton $(WORKERS) $(PYTHON) -m pytest -q -m "" $(IN_PARALLEL) -k triton \
-	  tests/test_triton_build.py tests/test_triton_launches.py tests/test_ptx.py \
+	  tests/test_triton_build.py tests/test_triton_launches.py tests/test_triton_driver.py tests/test_ptx.py \
 	  tests/test_amp.py tests/test_graphs.py tests/test_backends_agree.py
 
 bench: $(INSTALLED)
@@ -66,21 +68,26 @@ structure: $(INSTALLED)
 paper: $(INSTALLED)
 	$(PYTHON) -m bench.paper all
 
-# On a machine with a GPU, in a complete environment: installs nothing. Writes results to $$OUT if it is
-# set.
-gpu: export CUDAARCHS ?= native
-gpu: SHELL := /bin/bash
+# On a machine with a GPU, in a complete environment: installs only this package. Each part but
+# gpu-tune takes less than four minutes and writes logs and results to $OUT (default: build/gpu).
 gpu:
-	RADAM_FUSED_CUDA=1 $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	$(PYTHON) -c 'from radam_fused.backends import check_name as c; c("cuda"); c("triton")'
-	failed=; $(PYTHON) -m pytest -q -m "" tests -k gpu --ignore=tests/test_presets.py --ignore=tests/project || failed="$$failed tests"; \
-	for run in $(SANITIZER_RUNS); do IFS=/ read tool backend test <<< "$$run"; \
-	  case $$test in guards) node="tests/test_device_bits.py::test_drawn_tables_between_guards[$$backend-gpu-0]"; with="env PYTORCH_NO_CUDA_MEMORY_CACHING=1";; \
-	    graphs) node="tests/test_graphs.py::test_replays_are_steps[$$backend-gpu-plain-3]"; with=;; esac; \
-	  if command -v compute-sanitizer; then $$with timeout 180 compute-sanitizer --tool $$tool \
-	  --error-exitcode 9 $(PYTHON) -m pytest -q -m "" "$$node" \
-	  || failed="$$failed $$run"; fi; done; \
-	$(PYTHON) -m bench --device cuda || failed="$$failed bench"; echo "failed:$${failed:- nothing}"; test -z "$$failed"
+	$(PYTHON) -m tests.gpu build test sanitize bench
+
+$(GPU_PARTS): gpu-%:
+	$(PYTHON) -m tests.gpu $*
+
+# All of them without a GPU, in an environment like that of a machine with one.
+# It works on a copy of the files, so that this checkout has one build of the extension.
+gpu-rehearsal: $(REHEARSAL)/installed
+	mkdir -p $(REHEARSAL)/copy
+	find $(REHEARSAL)/copy -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	git ls-files -z -co --exclude-standard | xargs -0 cp -p --parents -t $(REHEARSAL)/copy
+	cd $(REHEARSAL)/copy && PATH=$(CURDIR)/$(REHEARSAL)/bin:$$PATH python -m tests.harness.rehearsal
+
+$(REHEARSAL)/installed: tests/harness/rehearsal/requirements.txt
+	$(REHEARSING) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/python -m pip install -q -r $<
+	touch $@
 
 lint: $(INSTALLED)
 	$(PYTHON) -m ruff check .

@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=out, help="folder of the results")
     parser.add_argument("--case", action="append", default=[], help="only this case (cuda)")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (cuda)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit (cuda)")
     parser.add_argument(
         "--compare",
         nargs=2,
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
         for case in options.case:
             if case not in known:
                 parser.error(f"unknown case {case!r}, expected one of {', '.join(known)}")
-        if cuda.measure(options.out, options.case, not options.no_compile):
+        compiled = not options.no_compile
+        if cuda.measure(options.out, options.case, compiled, options.seconds):
             sys.exit(1)
     else:
         from . import cpu

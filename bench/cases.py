@@ -1,10 +1,22 @@
 """The lists of tensor shapes that the optimizers step."""
 
+import itertools
+import math
 from collections.abc import Callable
 
 from radam_fused.benchmark.models import Shapes, elements, gpt2, llama3_8b, resnet50
 
-__all__ = ["CASES", "MANY", "Shapes", "elements", "gpt2_xl", "llama3_8b", "resnet50", "scaled"]
+__all__ = [
+    "CASES",
+    "MANY",
+    "Shapes",
+    "elements",
+    "gpt2_xl",
+    "llama3_8b",
+    "resnet50",
+    "scaled",
+    "within",
+]
 
 
 def gpt2_xl(divisor: int = 1) -> Shapes:
@@ -28,3 +40,9 @@ def scaled(shapes: Callable[[int], Shapes], most: int) -> Shapes:
     while elements(shapes(divisor)) > most:
         divisor *= 2
     return shapes(divisor)
+
+
+def within(shapes: Shapes, most: int) -> Shapes:
+    """The first shapes that have at most so many elements together."""
+    totals = itertools.accumulate(map(math.prod, shapes))
+    return [shape for shape, total in zip(shapes, totals, strict=True) if total <= most]

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +16,7 @@ import torch
 from radam_fused.benchmark.timing import Clock, Step, device_clock, enqueue_clock, interleave
 
 from .bandwidth_limit import COPY, LIMIT, limit, new_arrays
-from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, resnet50, scaled
+from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, resnet50, scaled, within
 from .machine import gpu, machine
 from .rivals import (
     ADAMW,
@@ -33,12 +35,15 @@ from .rivals import (
 )
 from .tables import Target, case_table, check_targets, targets_table
 
-SECONDS = 120  # for one case, in its process
+SECONDS = 120.0  # for one case, in its process
 # Of one element over all optimizers: shared tensors, the limit's, temporaries, flat buffers.
 _BYTES_OF_ALL = 64
 
 _SOME = (OURS, TRITON, ADAMW, FUSED_ADAMW, FOREACH)
 _ALL = (*_SOME, CAPTURABLE, REPLAYED, REPLAYED_TRITON, FLAT, "torch RAdam capturable", "torch Adam")
+
+
+Record = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -63,7 +68,7 @@ CASES = {
     GPT2_XL: Case(partial(scaled, gpt2_xl), _SOME),
     RESNET: Case(lambda most: resnet50(), _ALL),
     MANY: Case(lambda most: [(64, 16)] * 1000, _ALL),
-    AS_ONE: Case(lambda most: [(1_024_000,)], _ALL),
+    AS_ONE: Case(lambda most: [(min(1_024_000, most),)], _ALL),
     "5,000 tensors of 64x16": Case(lambda most: [(64, 16)] * 5000, _SOME),
 }
 CASES |= {
@@ -102,7 +107,12 @@ def _limits(rivals: SharedRivals, size: int, device: str) -> dict[str, Step]:
     else:
         # As many bytes as a step of FusedRAdam moves.
         arrays = new_arrays(size * bytes_per_element(OURS, dtype) // 28, device)
-    return {LIMIT: limit(arrays), COPY: partial(arrays[2].copy_, arrays[3])}
+    found: dict[str, Step] = {COPY: partial(arrays[2].copy_, arrays[3])}
+    try:
+        found[LIMIT] = limit(arrays)
+    except (OSError, subprocess.SubprocessError) as error:  # no nvcc, as on ROCm
+        warnings.warn(f"{LIMIT} is left out: {error}", stacklevel=2)
+    return found
 
 
 def time_case(
@@ -120,7 +130,7 @@ def time_case(
     Returns:
         The entry of the case in the record.
     """
-    shapes = case.shapes(most)
+    shapes = within(case.shapes(most), most)
     size = elements(shapes)
     rivals = SharedRivals(shapes, device, case.dtype)
     names = [*case.rivals, *(["apex FusedAdam"] if find_spec("apex") else [])]
@@ -129,9 +139,10 @@ def time_case(
     passes = {
         clock: interleave(steps, rounds, f"{name}, {clock}", make) for clock, make in clocks.items()
     }
-    moved = {step: bytes_per_element(step, case.dtype) for step in steps}
-    moved |= {LIMIT: bytes_per_element(OURS, case.dtype)}
-    moved |= {COPY: moved[LIMIT] * 2 / 7}
+    moved: dict[str, float] = {step: bytes_per_element(step, case.dtype) for step in steps}
+    if LIMIT in moved:
+        moved[LIMIT] = bytes_per_element(OURS, case.dtype)
+    moved[COPY] = bytes_per_element(OURS, case.dtype) * 2 / 7
     return {
         "elements": size,
         "tensors": len(shapes),
@@ -143,17 +154,48 @@ def time_case(
     }
 
 
-def _in_a_process(case: str, most: int) -> dict[str, Any]:
+def _time_named(name: str, most: int) -> dict[str, Any]:
+    return time_case((CASES | COMPILED_CASES)[name], name, most)
+
+
+def most_elements() -> int:
+    """The largest number of elements that fits into the memory of the current GPU."""
+    return int(torch.cuda.mem_get_info()[0] * 0.9 / _BYTES_OF_ALL)
+
+
+def new_record() -> Record:
+    """A record without cases; prints what it is about."""
+    record = {"machine": machine() | gpu(), "bytes_per_element": 28, "cases": {}}
+    print(f"{record['machine']['gpu']}, commit {record['machine']['commit']}", flush=True)
+    return record
+
+
+def _quietly(function: Callable[[str, int], Record], name: str, most: int) -> Record:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", message=".* is left out")
-    return time_case((CASES | COMPILED_CASES)[case], case, most)
+    return function(name, most)
+
+
+def in_a_process(
+    function: Callable[[str, int], Record], most: int
+) -> Callable[[str, float], Record]:
+    """Measures a case in a new process, given its name and a time limit in seconds."""
+
+    def run(name: str, seconds: float) -> Record:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            done: Record = pool.apply_async(_quietly, [function, name, most]).get(seconds)
+            return done
+
+    return run
 
 
 def run_cases(
     names: Sequence[str],
-    record: dict[str, Any],
+    record: Record,
     path: Path,
-    run: Callable[[str], dict[str, Any]],
+    run: Callable[[str, float], Record],
+    text: Callable[[str, Record], str],
+    seconds: float,
 ) -> list[str]:
     """Run cases one after the other and write the record after each.
 
@@ -161,49 +203,59 @@ def run_cases(
         names: Names of the cases.
         record: The record, to which the cases are added.
         path: The file of the record.
-        run: Measures a case.
+        run: Measures a case within a time limit.
+        text: Returns what to print of a case, before the record is written.
+        seconds: Time limit of all cases. Those that do not fit count as failed.
 
     Returns:
         The names of the cases that failed.
     """
     failed = []
+    end = time.monotonic() + seconds
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
+        left = end - time.monotonic()
         try:
-            measured = run(name)
+            if left <= 0:
+                raise TimeoutError(f"no time is left of {seconds:.0f} s")
+            measured = run(name, min(SECONDS, left))
         except Exception as error:  # one case must not stop the others
             print(f"\n{name} failed: {type(error).__name__}: {error}", flush=True)
             failed.append(name)
             continue
         record["cases"][name] = measured
-        record["targets"] = check_targets(TARGETS, record["cases"])
+        shown = text(name, measured)
         path.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"\n{case_table(name, measured, record['machine'])}", flush=True)
+        print(f"\n{shown}", flush=True)
     return failed
 
 
-def measure(folder: Path, chosen: Sequence[str] = (), with_compiled: bool = True) -> list[str]:
+def measure(
+    folder: Path,
+    chosen: Sequence[str] = (),
+    with_compiled: bool = True,
+    seconds: float = float("inf"),
+) -> list[str]:
     """Run the benchmark on the current GPU.
 
     Args:
         folder: Folder of the results.
         chosen: Names of the cases; empty for all.
         with_compiled: Whether to run the cases of torch.compile.
+        seconds: Time limit. What is measured by then is kept.
 
     Returns:
         The names of the cases that failed.
     """
-    most = int(torch.cuda.mem_get_info()[0] * 0.9 / _BYTES_OF_ALL)
-    record: dict[str, Any] = {"machine": machine() | gpu(), "bytes_per_element": 28, "cases": {}}
-    print(f"{record['machine']['gpu']}, commit {record['machine']['commit']}", flush=True)
+    record = new_record()
 
-    def run(name: str) -> dict[str, Any]:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            done: dict[str, Any] = pool.apply_async(_in_a_process, [name, most]).get(SECONDS)
-            return done
+    def text(name: str, measured: Record) -> str:
+        record["targets"] = check_targets(TARGETS, record["cases"])
+        return case_table(name, measured, record["machine"])
 
     names = chosen or [*CASES, *(COMPILED_CASES if with_compiled else [])]
-    failed = run_cases(names, record, folder / "gpu.json", run)
+    run = in_a_process(_time_named, most_elements())
+    failed = run_cases(names, record, folder / "gpu.json", run, text, seconds)
     print(
         f"\n{targets_table(record.get('targets', []))}\n\nfailed: {', '.join(failed) or 'nothing'}"
     )

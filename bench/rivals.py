@@ -123,7 +123,7 @@ class SharedRivals(SharedTensors):
 
     def _roughly(self) -> Step:
         step = self._ours("cuda")
-        variant.take_first_step(step)
+        variant.take_first_step(step, variant.ROUGHLY)
         return step
 
     def _torch(

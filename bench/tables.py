@@ -195,3 +195,15 @@ def scaling_table(
 def _with_quartiles(timing: Timing) -> str:
     low, median, high = (f"{seconds * 1e3:.3g}" for seconds in timing)
     return f"{median} ({low} - {high})"
+
+
+def variants_table(name: str, case: Mapping[str, Any], in_use: str) -> str:
+    """The variants of a case of bench/tune.py, against the one in use of the same backend."""
+    measured = timings(case["seconds"])
+
+    def ratio(variant: str, t: Timing) -> str:
+        backend = variant.partition(", ")[0]
+        return f"{t.median / measured[f'{backend}, {in_use}'].median:.3f}"
+
+    title = f"{name}: {case['elements']:,} elements, {case['tensors']} tensors"
+    return table(title, fastest_first(measured), {f"/ {in_use}": ratio})

@@ -44,7 +44,11 @@ endif()
 # backend. The benchmark builds a variant without it to measure its cost.
 set(RADAM_CUDA_ROUNDING --fmad=false --prec-div=true --prec-sqrt=true --ftz=false
   CACHE STRING "nvcc's options for rounding")
+# The benchmark also builds variants with other constants of csrc/cuda/grid.h, as in RADAM_THREADS=64.
+set(RADAM_CUDA_CONSTANTS "" CACHE STRING "macros of the step kernels")
 add_library(radam_cuda_options INTERFACE)
+target_compile_definitions(radam_cuda_options INTERFACE ${RADAM_CUDA_CONSTANTS})
+target_compile_definitions(_C PRIVATE ${RADAM_CUDA_CONSTANTS})
 target_compile_options(radam_cuda_options INTERFACE
   ${RADAM_CUDA_ROUNDING} -Xcompiler=-Wall,-fvisibility=hidden)
 

@@ -5,6 +5,7 @@
 
 #include <pybind11/stl.h>
 
+#include "chunk_index.h"
 #include "cpu/step.h"
 #include "torch_tensors.h"
 #include "waiting.h"
@@ -47,6 +48,12 @@ void cpu_move(const std::array<py::object, 4>& tensors, int threads,
 template <typename Row>
 py::bytes bytes_of(const std::vector<Row>& rows) {
   return {reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Row)};
+}
+
+// The entries of the index as bytes of int32, whose scale is 0, and its shift.
+py::tuple chunk_index_of(const radam::TensorTable& table, std::size_t most) {
+  const auto index = radam::chunk_index<std::int32_t>(table.work().segments, table.chunk(), most);
+  return py::make_tuple(bytes_of(index.entries), index.shift);
 }
 
 py::tuple names(const char* const* begin, int count) {
@@ -96,6 +103,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
                              [](const TensorTable& t) { return bytes_of(t.work().segments); })
       .def_property_readonly("coefficients",
                              [](const TensorTable& t) { return bytes_of(t.work().coefficients); })
+      .def("chunk_index", &chunk_index_of, py::arg("most"))
       .def_property_readonly("options",
                              [](const TensorTable& t) { return bytes_of(t.work().options); });
 

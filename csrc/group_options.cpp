@@ -227,8 +227,8 @@ const StepTerms& GroupOptions::terms_of(const StepOptions& o, double step) {
   return made.terms;
 }
 
-const StepCoefficients& GroupOptions::coefficients(std::size_t index, double step,
-                                                   double grad_scale) {
+const StepCoefficients<double>& GroupOptions::coefficients(std::size_t index, double step,
+                                                           double grad_scale) {
   Group& group = groups_[groups_[index].first_like];
   if (group.step != step || group.grad_scale != grad_scale || group.waits_for_lr) {
     StepOptions options = group.options;

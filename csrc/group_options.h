@@ -31,7 +31,7 @@ class GroupOptions {
   std::size_t first_like(std::size_t group) const { return groups_[group].first_like; }
 
   // The coefficients of a step that the host counts. Valid until the next call.
-  const StepCoefficients& coefficients(std::size_t group, double step, double grad_scale);
+  const StepCoefficients<double>& coefficients(std::size_t group, double step, double grad_scale);
 
   // The options for a device that counts the steps, without the addresses of a gradient scaler.
   // capturing: whether a graph is being captured; its replays would not see a change on the host.
@@ -60,7 +60,7 @@ class GroupOptions {
     std::size_t first_like = 0;
     double step = -1;  // step count of `kept`; -1: none
     double grad_scale = 0;
-    StepCoefficients kept{};
+    StepCoefficients<double> kept{};
   };
   struct Terms {
     double beta1, beta2, rectify, rectify_threshold, exact_rectification;

@@ -87,11 +87,23 @@ RADAM_INLINE void update_element(T& param, T grad, T& exp_avg, T& exp_avg_sq, T&
   exp_avg_sq = v;
 }
 
-// The coefficients before they are rounded to the arithmetic type.
-struct StepCoefficients {
-  Coefficients<double> values;
+// The coefficients of a step and its kind. A row of a launch's table, in its arithmetic type; the
+// alignment lets a kernel read a row in 16-byte words.
+template <typename T>
+struct alignas(16) StepCoefficients {
+  Coefficients<T> values;
   Update update;
 };
+
+// Rounds float64 coefficients to the arithmetic type, once per step.
+template <typename T>
+RADAM_INLINE StepCoefficients<T> round_to(const StepCoefficients<double>& row) {
+  const Coefficients<double>& c = row.values;
+  return {{static_cast<T>(c.grad_mul), static_cast<T>(c.l2), static_cast<T>(c.decay),
+           static_cast<T>(c.one_minus_beta1), static_cast<T>(c.one_minus_beta2),
+           static_cast<T>(c.step_size), static_cast<T>(c.eps)},
+          row.update};
+}
 
 // The options that the coefficients are computed from; radam_fused/options.py documents each.
 struct StepOptions {
@@ -261,8 +273,8 @@ RADAM_INLINE StepTerms step_terms(double step, const StepOptions& o) {
 }
 
 // The same bits as radam_fused.rectification.coefficients(), whose docstring gives the sources.
-RADAM_INLINE StepCoefficients coefficients(const StepTerms& terms, const StepOptions& o,
-                                           double grad_scale) {
+RADAM_INLINE StepCoefficients<double> coefficients(const StepTerms& terms, const StepOptions& o,
+                                                   double grad_scale) {
   Update update = Update::none;
   double step_size = 0.0;
   const bool moves = o.lr != 0;

@@ -37,7 +37,8 @@ constexpr RoleKind kRoleKinds[kRoles] = {
 #undef RADAM_ROLE
 };
 
-struct Segment {
+// The alignment lets a kernel read a segment in 16-byte words.
+struct alignas(16) Segment {
   void* at[kRoles];  // null for a role that the launch does not have
   std::int64_t numel;
   std::int64_t first;               // elements of earlier segments, each padded to whole chunks
@@ -47,6 +48,8 @@ struct Segment {
 
 struct SegmentTypes {
   DType of[kRoles];
+
+  bool arithmetic_is_float64() const { return of[role::param] == DType::float64; }
 };
 
 // The inputs of the coefficients that a device computes, if it counts the steps.
@@ -64,19 +67,9 @@ struct Work {
   SegmentTypes types;
   bool amsgrad;
   bool counts_on_device;
-  std::vector<StepCoefficients> coefficients;  // if the host counts the steps
-  std::vector<DeviceOptions> options;          // if the device does
+  // If the host counts the steps: an array of StepCoefficients of the arithmetic type.
+  std::vector<unsigned char> coefficients;
+  std::vector<DeviceOptions> options;  // if the device counts them
 };
-
-template <typename T>
-RADAM_INLINE Coefficients<T> round_to(const Coefficients<double>& c) {
-  return {static_cast<T>(c.grad_mul),
-          static_cast<T>(c.l2),
-          static_cast<T>(c.decay),
-          static_cast<T>(c.one_minus_beta1),
-          static_cast<T>(c.one_minus_beta2),
-          static_cast<T>(c.step_size),
-          static_cast<T>(c.eps)};
-}
 
 }  // namespace radam

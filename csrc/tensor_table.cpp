@@ -1,6 +1,7 @@
 #include "tensor_table.h"
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 
 #include "torch_tensors.h"
@@ -459,7 +460,7 @@ int TensorTable::decide_types() {
     const std::optional<DType> dtype = real_dtype(dtypes_[has_[r] ? r : role::exp_avg]);
     if (!dtype) return r;
     types[r] = *dtype;
-    const DType arithmetic = types[role::param] == DType::float64 ? DType::float64 : DType::float32;
+    const DType arithmetic = work_.types.arithmetic_is_float64() ? DType::float64 : DType::float32;
     switch (kRoleKinds[r]) {
       case RoleKind::arithmetic:
         if (is_complex(dtypes_[r]) != complex) return r;
@@ -551,18 +552,31 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
   const double scale = grad_scale.is_none() ? 1.0 : grad_scale.cast<double>();
   std::vector<double> steps(options.size(), 0);  // step count of the coefficients at slots[group]
   std::vector<std::int64_t> slot_of(counts_.size());
+  std::int64_t rows = 0;
   for (std::size_t i = 0; i < counts_.size(); ++i) {
     const auto& [group, step] = counts_[i];
     const std::size_t first = options.first_like(group);
     if (slots[first] < 0 || steps[first] != step) {
-      slots[first] = static_cast<std::int64_t>(work_.coefficients.size());
+      slots[first] = rows++;
       steps[first] = step;
-      work_.coefficients.push_back(options.coefficients(group, step, scale));
+      add_coefficients(options.coefficients(group, step, scale));
     }
     slot_of[i] = slots[first];
   }
   for (Segment& segment : work_.segments)
     segment.coefficients_index = slot_of[segment.coefficients_index];
+}
+
+template <typename T>
+void TensorTable::add_row(const StepCoefficients<double>& given) {
+  const StepCoefficients<T> row = round_to<T>(given);
+  const std::size_t at = work_.coefficients.size();
+  work_.coefficients.resize(at + sizeof row);
+  std::memcpy(work_.coefficients.data() + at, &row, sizeof row);
+}
+
+void TensorTable::add_coefficients(const StepCoefficients<double>& given) {
+  work_.types.arithmetic_is_float64() ? add_row<double>(given) : add_row<float>(given);
 }
 
 const Work& TensorTable::start() {

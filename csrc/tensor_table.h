@@ -38,6 +38,7 @@ class TensorTable {
   void add(Place place, const std::vector<py::object>& types, const py::object& flat,
            std::int64_t offset);
   std::size_t size() const { return rows_.size(); }
+  std::int64_t chunk() const { return chunk_; }
 
   // Reads the tensors of every row whose parameter has a gradient. Writes nothing. groups:
   // optimizer.param_groups. states: optimizer.state. Returns false if a row does not fit the launch
@@ -79,7 +80,7 @@ class TensorTable {
 
   // Bytes of device memory for the tables of a launch over all rows.
   std::size_t workspace_bytes(std::size_t groups) const {
-    return rows_.size() * (sizeof(Segment) + sizeof(StepCoefficients)) +
+    return rows_.size() * (sizeof(Segment) + sizeof(StepCoefficients<double>)) +
            groups * sizeof(DeviceOptions);
   }
 
@@ -120,6 +121,9 @@ class TensorTable {
   bool is_continued() const;
   void close_segment();
   std::size_t count_index(Row& row, double step);
+  void add_coefficients(const StepCoefficients<double>& given);
+  template <typename T>
+  void add_row(const StepCoefficients<double>& given);
 
   std::int64_t chunk_;
   bool has_[kRoles] = {};

@@ -62,11 +62,6 @@ def radam_step_(
             raise TypeError(f"radam_step_() got an unexpected keyword argument {name!r}")
     group = {**RADAM.defaults, **options}
     RADAM.check(group)
-    if backends.is_capturing():
-        raise RuntimeError(
-            "radam_step_ cannot be captured: it counts steps on the host, so every replay would "
-            "repeat one step. Capture FusedRAdam(capturable=True)"
-        )
     lists: dict[str, Sequence[Tensor]] = {
         "step": state_steps,
         "exp_avg": exp_avgs,
@@ -101,6 +96,11 @@ def radam_step_(
         # New tensor objects: a launch may change their data, but not the caller's tensors.
         states[alias] = {key: tensor.detach() for key, tensor in state.items()}
         states[alias]["step"] = states[alias]["step"].clone()
+    if any(map(backends.is_capturing, {alias.device for alias, _ in aliases})):
+        raise RuntimeError(
+            "radam_step_ cannot be captured: it counts steps on the host, so every replay would "
+            "repeat one step. Capture FusedRAdam(capturable=True)"
+        )
     group["params"] = [alias for alias, _ in aliases]
     group["param_names"] = range(len(aliases))
     move_counters((state, CPU, counter_dtype()) for state in states.values())

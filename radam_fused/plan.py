@@ -102,8 +102,7 @@ class Plan:
         """
         try:
             self._read(groups, states)
-            capturing = backends.is_capturing()
-            step = Step(groups, self._options, self._numbers, grad_scale, found_inf, capturing)
+            step = Step(groups, self._options, self._numbers, grad_scale, found_inf)
             self.launches.compute(step)
         except BaseException as error:
             self._remove_added(states)
@@ -176,8 +175,8 @@ class Plan:
     def _add(self, places: Sequence[Place], groups: Groups, states: States) -> None:
         """Check parameters, complete their states, and add them to launches."""
         found = self._check(places, groups, states)
-        capturable = (groups[group]["capturable"] for group, _ in places)
-        if any(capturable) and backends.is_capturing():
+        devices = {it.param.device for it in found if groups[it.place[0]]["capturable"]}
+        if any(map(backends.is_capturing, devices)):
             raise RuntimeError(
                 "cannot capture this step: it allocates state. Run one step after any change, then "
                 "capture"

@@ -1,5 +1,6 @@
 """The choice of a backend: a name works or raises with the reason; only "auto" falls back."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, backends
-from radam_fused.backends import cuda, triton
+from radam_fused.backends import cuda, launches, triton
 
 from .harness.helpers import gradients, launches_of, parameters, train
 
@@ -49,11 +50,61 @@ def test_cuda_says_why_it_is_unavailable(lacks, monkeypatch):
         del stub.cuda_architectures
     monkeypatch.setattr(cuda, "_C", stub)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    served = backends.BACKENDS["cuda"]._replace(unavailable=cuda.unavailable.__wrapped__)
-    monkeypatch.setitem(backends.BACKENDS, "cuda", served)
+    monkeypatch.setattr(cuda, "_found_device", False)
     message = re.escape(f"'cuda' is not available: {REASONS[lacks][1]}")
     with pytest.raises(RuntimeError, match=message):
         FusedRAdam(parameters((3,)), backend="cuda")
+
+
+def test_cuda_remembers_only_success(monkeypatch):
+    """A device can become free, and a failing probe must not exclude it for ever."""
+    answers = {"cuda_unavailable": ["busy", None], "cuda_unsupported": ["no memory", None]}
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda, "_found_device", False)
+    monkeypatch.setattr(cuda, "_supported_devices", set())
+    current = []
+
+    @contextlib.contextmanager
+    def as_current(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    def probe(index):
+        assert current == [torch.device("cuda", index)]
+        return answers["cuda_unsupported"].pop(0)
+
+    stub = types.SimpleNamespace(
+        cuda_architectures="90-real",
+        cuda_unavailable=lambda: answers["cuda_unavailable"].pop(0),
+        cuda_unsupported=probe,
+    )
+    monkeypatch.setattr(cuda, "_C", stub)
+    monkeypatch.setattr(cuda, "as_current", as_current)
+    monkeypatch.setattr(cuda, "has_own_memory", lambda param: True)
+    param = types.SimpleNamespace(device=torch.device("cuda", 1))
+    assert [cuda.unavailable() for _ in range(3)] == [
+        "no GPU that CUDA can use was found (busy)",
+        None,
+        None,
+    ]
+    assert [cuda.unsupported(param) for _ in range(3)] == ["no memory", None, None]
+
+
+def test_a_capture_is_looked_for_on_the_device_of_the_launch(monkeypatch):
+    current = [torch.device("cuda", 0)]
+
+    @contextlib.contextmanager
+    def as_current(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(launches, "as_current", as_current)
+    capturing = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[-1] == capturing)
+    devices = [torch.device("cpu"), torch.device("cuda", 0), capturing]
+    assert [backends.is_capturing(device) for device in devices] == [False, False, True]
 
 
 def step_with_zeros(params, backend):

@@ -99,7 +99,9 @@ def test_accesses_are_128_bits_wide_and_none_is_generic(which):
         width = 16 // min(p, g, m)
         packs = max(1, (4 if 8 in (p, g) else 8) // width)
         moments = 3 if amsgrad else 2
-        loads = packs * width * (p + g + m * moments) // 16
+        # The words of a segment's addresses, and of its coefficients.
+        table = (3 if amsgrad else 2) + (3 if param == "double" else 2)
+        loads = packs * width * (p + g + m * moments) // 16 + table
         stores = packs * width * (p + m * moments) // 16
         assert counted == {"LDG": loads, "STG": stores}, (param, grad, moment, amsgrad)
 

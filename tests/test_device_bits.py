@@ -223,6 +223,19 @@ def test_tables_in_kernel_arguments_and_in_device_memory(count, device_backend):
     assert_same_on_both(*optimizers)
 
 
+@pytest.mark.slow
+def test_more_segments_than_16_bits_can_number(grid):
+    def tables():
+        return [[torch.full((1,), float(i % 99 + k)) for i in range(70_000)] for k in range(4)]
+
+    ours, theirs = tables(), tables()
+    for lists, backend in ((ours, grid.name), (theirs, "cpu")):
+        steps = [torch.tensor(float(i % 3)) for i in range(70_000)]
+        radam_step_(*lists, steps, backend=backend, lr=0.1)
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert_same_bits(torch.cat(mine), torch.cat(expected))
+
+
 def test_more_coefficients_than_fit_into_kernel_arguments(device_backend):
     params = parameters(*[(30 + i,) for i in range(12)])
     optimizers = pair(device_backend, params)

@@ -149,7 +149,7 @@ def test_groups_with_the_same_options_share_coefficients_and_others_do_not():
 
     def noted(step):
         compute(step)
-        coefficients.append(len(launch.table.coefficients) // 64)
+        coefficients.append(len(launch.table.coefficients) // 32)
 
     launch.compute = noted
     train(optimizer, gradients(params, 1))

@@ -2,14 +2,15 @@
 
 import math
 
-import optimi
 import pytest
-import pytorch_optimizer
 import torch
 
 from radam_fused import PRESETS, FusedRAdam
 
 from .harness.helpers import copies, gradients, parameters, train
+
+optimi = pytest.importorskip("optimi")
+pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
 LR, DECAY, STEPS = 0.01, 0.1, 40
 

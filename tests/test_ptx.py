@@ -105,14 +105,17 @@ def test_segments_beyond_32_bits(dtypes, in_memory, ptx):
     assert_same_far(ptx, dtypes, True, sizes, blocks, random.Random(0), in_memory)
 
 
-def test_some_blocks_of_many_segments(ptx):
+@pytest.mark.parametrize(("count", "largest"), [(5000, 2**30), (70_000, 2**20)])
+def test_some_blocks_of_many_segments(count, largest, ptx):
+    """Also of more segments than 16 bits can number."""
     draw = random.Random(1)
-    sizes = [(draw.choice([0, 1, 5, 1024, 5000, 2**30]), draw.randrange(6)) for _ in range(5000)]
+    choices = [0, 1, 5, 1024, 5000, largest]
+    sizes = [(draw.choice(choices), draw.randrange(6)) for _ in range(count)]
     blocks = sorted(draw.sample(sorted(edges(sizes)), 120))
     assert_same_far(ptx, FLOAT32, False, sizes, blocks, draw)
 
 
-COUNTERS = (torch.float32, torch.float64)
+COUNTERS = ARITHMETIC = (torch.float32, torch.float64)
 FRACTIONS = [1.25, 2.6875, 5.8125, 7.5, 1000.7, 99_999.001]
 NO_COUNTS = [0.0, 0.5, -3.0, float("inf"), -float("inf"), float("nan")]  # after a step
 ODD_COUNTS = FRACTIONS + NO_COUNTS
@@ -120,14 +123,15 @@ ODD_COUNTS = FRACTIONS + NO_COUNTS
 
 def test_every_way_through_the_prologue(ptx):
     draw = random.Random(0)
-    kernels = [ptx.prologue_kernel(counter) for counter in COUNTERS]
+    kinds = [(counter, dtype) for counter in COUNTERS for dtype in ARITHMETIC]
+    kernels = [ptx.prologue_kernel(*kind) for kind in kinds]
     for kernel in kernels:
         kernel.program.forget()
     overflows = [None] * 6 + [0.0, -0.0, 1.0, 1e-45, float("inf"), float("nan")]
     for found_inf in overflows:
-        for counter in COUNTERS:
+        for kind in kinds:
             counts = [drawn_step(draw) for _ in range(draw.choice([127, 128, 129]))]
-            assert_same_prologue(ptx, draw, counts + ODD_COUNTS, counter, found_inf)
+            assert_same_prologue(ptx, draw, counts + ODD_COUNTS, *kind, found_inf)
     for kernel in kernels:
         assert_covered(kernel)
 
@@ -136,22 +140,26 @@ def test_every_way_through_the_prologue(ptx):
 def test_drawn_prologues(seed, ptx):
     draw = random.Random(seed)
     counts = [drawn_step(draw) for _ in range(draw.choice([1, 31, 90, 300]))]
-    assert_same_prologue(ptx, draw, counts, draw.choice(COUNTERS), draw.choice([None, 0.0]))
+    kind = draw.choice(COUNTERS), draw.choice(ARITHMETIC)
+    assert_same_prologue(ptx, draw, counts, *kind, draw.choice([None, 0.0]))
 
 
 def test_step_counts_beyond_the_precision_of_a_counter(ptx):
     draw = random.Random(0)
     limit = 2**24
     counts = [limit - 1, limit, limit + 1, limit + 3, 2**30 + 1]
-    assert_same_prologue(ptx, draw, counts, torch.float32)
-    assert_same_prologue(ptx, draw, [*counts, 2**32 + 1, 10**12 + 1, 2**52], torch.float64)
-    assert_same_prologue(ptx, draw, [2.0**53 + 2, 2.0**60, 1e300], torch.float64)
+    wide, wider = [*counts, 2**32 + 1, 10**12 + 1, 2**52], [2.0**53 + 2, 2.0**60, 1e300]
+    for dtype in ARITHMETIC:
+        assert_same_prologue(ptx, draw, counts, torch.float32, dtype)
+        assert_same_prologue(ptx, draw, wide, torch.float64, dtype)
+        assert_same_prologue(ptx, draw, wider, torch.float64, dtype)
 
 
 @pytest.mark.parametrize("counter", COUNTERS)
 def test_fractions_and_numbers_that_are_no_count(counter, ptx):
     draw = random.Random(0)
-    assert_same_prologue(ptx, draw, [*FRACTIONS, 1.0, 6.0, *NO_COUNTS], counter)
+    for dtype in ARITHMETIC:
+        assert_same_prologue(ptx, draw, [*FRACTIONS, 1.0, 6.0, *NO_COUNTS], counter, dtype)
 
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 4093])
@@ -294,7 +302,7 @@ def steps(ptx, dtypes):
             pair.step(3.0, 0.0)
 
     def searched():
-        # Tables with nothing beside them, and segments at every distance from the guess.
+        # Tables with nothing beside them.
         sizes = [(numel, i % 3) for i, numel in enumerate((5, 1024, 3000, 1, 2048, 0, 7) * 2)]
         for in_memory in (False, True):
             blocks, draw = sorted(edges(sizes)), random.Random(4)
@@ -304,14 +312,16 @@ def steps(ptx, dtypes):
 
 
 def prologues(ptx):
-    """Runs of a prologue's kernel."""
+    """Runs of a prologue's kernel: CUDA's serves both arithmetic types, Triton's float32."""
+    dtypes = ARITHMETIC if ptx.name == "cuda" else ARITHMETIC[:1]
 
     def run():
         draw = random.Random(4)
         for found_inf in (*[None] * 8, 0.0, 1.0):
             for counter in COUNTERS:
                 counts = [drawn_step(draw) for _ in range(33)]
-                assert_same_prologue(ptx, draw, counts + ODD_COUNTS, counter, found_inf)
+                dtype = draw.choice(dtypes)
+                assert_same_prologue(ptx, draw, counts + ODD_COUNTS, counter, dtype, found_inf)
 
     return [run]
 
@@ -345,12 +355,3 @@ def test_a_prologue_without_its_barrier_is_noticed(counter, triton_ptx):
     triton_ptx.changed[kernel.text] = text
     with pytest.raises(PtxError, match="places are written after other lanes"):
         run()
-
-
-def test_a_step_without_a_barrier_is_noticed(triton_ptx):
-    """If dtypes differ, threads exchange data through shared memory."""
-    kernel, runs = triton_ptx.step_kernel(BFLOAT16, True), steps(triton_ptx, BFLOAT16)
-    changes = [*mutants.without_a_barrier(kernel.text)]
-    assert changes
-    for _, text in changes[:: 1 if FULL else 4]:
-        assert noticed(triton_ptx, runs, kernel, text)

@@ -44,21 +44,22 @@ USUAL = [(p, p, m) for p in FLOATS for m in sorted(moments(p))]
 # The argument types of the kernels.
 TYPES = {
     "segments": "*i64",
-    "num_segments": "i64",
-    "coefficients": "*fp64",
+    "index": "*i32",
+    "index_shift": "i64",
     "device_options": "*fp64",
 }
 TYPES |= {"x": "*fp32", "y": "*fp32"}
 
 
 @cache
-def compiled(kernel, target, constants=(), **options):
+def compiled(kernel, target, constants=(), coefficients="*fp32", **options):
     """Compile a kernel for a target, with the arguments that a run passes."""
     constants = dict(constants)
     names = kernel.arg_names
+    types = {**TYPES, "coefficients": coefficients, **dict.fromkeys(constants, "constexpr")}
     source = triton.compiler.ASTSource(
         fn=kernel,
-        signature={name: "constexpr" if name in constants else TYPES[name] for name in names},
+        signature={name: types[name] for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
     options = {"enable_fp_fusion": False, **options}
@@ -69,6 +70,7 @@ def step_for(target, param, grad, moment, amsgrad, **options):
     types = {"P": FLOATS[param], "G": FLOATS[grad], "M": FLOATS[moment]}
     constants = {**types, "AMSGRAD": amsgrad, "CHUNK": CHUNK, "PART": host_side.PART}
     options = host_side.options_for(target, FLOATS[param], amsgrad) | options
+    options["coefficients"] = "*fp64" if param == "float64" else "*fp32"
     return compiled(kernels.step_kernel, target, tuple(constants.items()), **options)
 
 
@@ -136,9 +138,9 @@ def test_indices_have_64_bits(kernel):
     assert not re.search(r"arith\.(addi|subi|muli|shli)\b.*: i32\b", code)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_no_data_goes_through_shared_memory_where_dtypes_agree(dtype):
-    assert step_for(nvidia(90), dtype, dtype, dtype, False).metadata.shared == 0
+@KERNELS
+def test_no_data_goes_through_shared_memory(capability, dtypes, amsgrad):
+    assert step_for(nvidia(capability), *dtypes, amsgrad).metadata.shared == 0
 
 
 def test_a_contracted_kernel_is_noticed():

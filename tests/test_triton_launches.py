@@ -4,6 +4,7 @@ import struct
 from collections import Counter
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +18,9 @@ from .test_device_bits import assert_same_on_both, step_both
 triton = pytest.importorskip("triton")
 from radam_fused.triton_kernels.compiled import CompiledKernels  # noqa: E402
 from radam_fused.triton_kernels.radam_math import MOMENTUM  # noqa: E402
-from radam_fused.triton_kernels.upload import CHUNK, Upload  # noqa: E402
+from radam_fused.triton_kernels.upload import CHUNK, INDEX_BYTES  # noqa: E402
 
+from .harness.ptx.tables import SEGMENT, index_of  # noqa: E402
 from .harness.ptx.triton import TritonPtx  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -50,9 +52,10 @@ class Table:
 
     def __init__(self, gpu, *sizes, counter=None, offset=0):
         self.kernels = CompiledKernels(gpu.device, [torch.float32] * 3, False, counter)
-        memory = torch.zeros(offset + 1000 * len(sizes), dtype=torch.uint8)
+        size = offset + INDEX_BYTES + 1000 * len(sizes)
+        memory = torch.zeros(size, dtype=torch.uint8)
         gpu.workspaces.note(memory)
-        self.upload = Upload(memory[offset:])
+        self.upload = self.kernels.upload(memory[offset:])
         self.segments, self.tensors, first = b"", [], 0
         for row, size in enumerate(sizes):
             tensors = {role: torch.ones(size) for role in ("param", "grad", *ROLES[3:5])}
@@ -62,14 +65,20 @@ class Table:
             self.tensors.append(tensors)
             first += -(-size // CHUNK) * CHUNK
 
+    def index(self, most):
+        """See TensorTable.chunk_index."""
+        rows = np.frombuffer(self.segments, SEGMENT)
+        entries, shift = index_of(rows, self.upload.num_programs, most)
+        return entries.tobytes(), shift
+
     def step(self, numbers):
-        self.kernels.run(self.upload, self.segments, numbers)
+        self.kernels.run(self.upload, self.segments, numbers, self.index)
 
 
 def momentum_steps(*step_sizes):
-    """Array of StepCoefficients, with nonzero padding."""
-    rows = [(1, 0, 1, 1, 1, step_size, 0, MOMENTUM.value, -1) for step_size in step_sizes]
-    return b"".join(struct.pack("7d2i", *row) for row in rows)
+    """Array of StepCoefficients in float32."""
+    rows = [(1, 0, 1, 1, 1, step_size, 0, MOMENTUM.value) for step_size in step_sizes]
+    return b"".join(struct.pack("7fi", *row) for row in rows)
 
 
 def test_a_step_copies_changed_tables_in_one_copy(gpu, monkeypatch):
@@ -86,16 +95,16 @@ def test_a_step_copies_changed_tables_in_one_copy(gpu, monkeypatch):
     table.step(momentum_steps(4, 5, 6))
     table.segments = other.segments
     table.step(momentum_steps(7))
-    assert copied == [3 * (80 + 64), 3 * 64, 80 + 64]
+    assert copied == [INDEX_BYTES + 3 * (80 + 32), 3 * 32, INDEX_BYTES + 80 + 32]
     for tensors, moved in zip(table.tensors + other.tensors, (6, 9, 12, 7), strict=True):
         assert (tensors["param"] == 1 - moved).all()
 
 
 def test_a_captured_upload_copies_from_its_staging_memory(gpu):
-    table, memory = Table(gpu, 5, 1500), torch.zeros(1000, dtype=torch.uint8)
+    table, memory = Table(gpu, 5, 1500), torch.zeros(INDEX_BYTES + 1000, dtype=torch.uint8)
     gpu.workspaces.note(memory)
     staging = torch.zeros_like(memory)
-    table.upload = Upload(memory, staging)
+    table.upload = table.kernels.upload(memory, staging)
     table.step(momentum_steps(1, 2))
     assert staging.any()
     assert staging.equal(memory)

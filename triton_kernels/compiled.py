@@ -1,26 +1,30 @@
 """Compiles the kernels for a device and runs them.
 
     kernels = CompiledKernels(device, (param, grad, moment), amsgrad, counter)  # once
-    upload = Upload(workspace)  # once per workspace
-    kernels.run(upload, segments, table)  # every step: at most one copy, then the kernels
+    upload = kernels.upload(workspace)  # once per workspace
+    kernels.run(upload, segments, table, chunk_index)  # every step: one copy at most, then kernels
 
 All of them use the current device and stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .kernels import probe_kernel, prologue_kernel, step_kernel
-from .upload import CHUNK, Upload
+from .upload import CHUNK, INDEX_BYTES, Upload
 
 is_interpreted = not isinstance(step_kernel, triton.JITFunction)
 
 PART = 512  # elements per block in a chunk that is not whole and aligned
 _THREADS = 128  # per program: eight elements each, two 128-bit loads of each float32 array
+# Limits of registers per thread, for 7, 6 or 3 blocks per multiprocessor: no register spills at
+# them. Without a limit, ptxas sometimes spills a register to fit one more block.
+_REGISTERS, _REGISTERS_WITH_MAXIMA, _REGISTERS_OF_FLOAT64 = 72, 80, 168
 
 _TYPES = {
     torch.float64: tl.float64,
@@ -42,9 +46,8 @@ def options_for(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
     """
     options = {"num_warps": _THREADS // target.warp_size}
     if target.backend == "cuda":
-        # For 7, 6 or 3 blocks per multiprocessor, at which no register spills. Without a limit,
-        # ptxas sometimes spills a register to fit one more block.
-        options["maxnreg"] = 168 if param == tl.float64 else 80 if amsgrad else 72
+        narrow = _REGISTERS_WITH_MAXIMA if amsgrad else _REGISTERS
+        options["maxnreg"] = _REGISTERS_OF_FLOAT64 if param == tl.float64 else narrow
     return options
 
 
@@ -96,6 +99,7 @@ class CompiledKernels:
         counter: torch.dtype | None = None,
     ) -> None:
         param, grad, moment = (_TYPES[dtype] for dtype in dtypes)
+        self._arithmetic = torch.float64 if param == tl.float64 else torch.float32
         self._step: dict[str, Any] = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
         self._step |= {"CHUNK": CHUNK, "PART": PART, "enable_fp_fusion": False}
         self._step |= _options(param, amsgrad)
@@ -103,7 +107,7 @@ class CompiledKernels:
         if counter is not None:
             # One warp: its lanes read a counter together before one of them writes it.
             self._prologue = {"S": _TYPES[counter], "enable_fp_fusion": False, "num_warps": 1}
-        empty = Upload(torch.empty(0, dtype=torch.uint8, device=device))
+        empty = self.upload(torch.empty(0, dtype=torch.uint8, device=device))
         try:
             self._run(empty)  # a grid of zero programs compiles and loads the kernels
         except torch.AcceleratorError:  # caused by an earlier kernel
@@ -115,24 +119,38 @@ class CompiledKernels:
                 f"moments of {names}: {error}"
             ) from error
 
-    def run(self, upload: Upload, segments: bytes, table: bytes) -> None:
+    def upload(self, workspace: Tensor, staging: Tensor | None = None) -> Upload:
+        """The tables of the launch in a workspace. See Upload."""
+        return Upload(workspace, self._arithmetic, self._prologue is not None, staging)
+
+    @staticmethod
+    def workspace_bytes(tables: int) -> int:
+        """Bytes of a workspace for tables of TensorTable.workspace_bytes()."""
+        return INDEX_BYTES + tables
+
+    def run(
+        self,
+        upload: Upload,
+        segments: bytes,
+        table: bytes,
+        chunk_index: Callable[[int], tuple[bytes, int]],
+    ) -> None:
         """Enqueue one step.
 
         Args:
             upload: The launch's tables on the device.
             segments: Array of Segment; at least one.
             table: Array of StepCoefficients, or of DeviceOptions if the device counts the steps.
+            chunk_index: See Upload.copy.
         """
-        upload.copy(segments, table)
+        upload.copy(segments, table, chunk_index)
         self._run(upload)
 
     def _run(self, upload: Upload) -> None:
-        coefficients = upload.table
         if self._prologue is not None:
-            coefficients = upload.computed
             prologue_kernel[(upload.num_segments,)](
-                upload.segments, upload.table, coefficients, **self._prologue
+                upload.segments, upload.options, upload.coefficients, **self._prologue
             )
         step_kernel[(upload.num_programs,)](
-            upload.segments, upload.num_segments, coefficients, **self._step
+            upload.segments, upload.index, upload.index_shift, upload.coefficients, **self._step
         )

@@ -1,7 +1,7 @@
 """The Triton kernels. They move data; the mathematics stands in radam_math.py.
 
-A program updates one chunk. It searches the table for the segment that holds the chunk, so the host
-need not list the chunks. A whole, aligned chunk is moved in 128-bit words.
+A program updates one chunk. It finds the segment that holds the chunk between two entries of an
+index, so the host need not list the chunks. A whole, aligned chunk is moved in 128-bit words.
 
 Arguments are not specialised: a kernel is compiled once per combination of its constants.
 """
@@ -28,7 +28,8 @@ COEFFICIENTS_INDEX = tl.constexpr(len(ROLES) + 2)
 OPTIONS_INDEX = tl.constexpr(len(ROLES) + 3)
 SEGMENT_WORDS = tl.constexpr(len(ROLES) + 4)
 
-# The words of StepCoefficients: seven float64, then the kind of update as int32, and padding.
+# The words of StepCoefficients, as wide as its arithmetic type: seven numbers, then the kind of
+# update as int32, and padding.
 KIND = tl.constexpr(7)
 COEFFICIENTS_WORDS = tl.constexpr(8)
 
@@ -42,22 +43,14 @@ OPTIONS_WORDS = tl.constexpr(len(OPTION_NAMES) + 4)
 
 
 @triton.jit
-def _find(table, num_segments, begin):
-    """Index of the segment that holds element `begin`: the last one that starts at or before it."""
-    low = num_segments * 0
-    high = num_segments
-    # With tensors of similar sizes, the guess or the segment after it is the one.
-    guess = tl.program_id(0).to(tl.int64) * num_segments // tl.num_programs(0)
-    for at in tl.static_range(2):
-        middle = guess + at
-        if (low < middle) & (middle < high):
-            if tl.load(table + (middle * SEGMENT_WORDS + FIRST)) <= begin:
-                low = middle
-            else:
-                high = middle
+def _find(segments, index, index_shift, begin):
+    """Number of the segment that holds element `begin`: the last that starts at or before it."""
+    entry = index + (tl.program_id(0).to(tl.int64) >> index_shift)
+    low = tl.load(entry).to(tl.int64)
+    high = tl.load(entry + 1).to(tl.int64) + 1
     while high - low > 1:
         middle = low + (high - low) // 2
-        if tl.load(table + (middle * SEGMENT_WORDS + FIRST)) <= begin:
+        if tl.load(segments + (middle * SEGMENT_WORDS + FIRST)) <= begin:
             low = middle
         else:
             high = middle
@@ -110,6 +103,33 @@ def _load(
 
 
 @triton.jit
+def _store_array(address, start, values, TYPE: tl.constexpr, WORDS: tl.constexpr):
+    """Store a whole block whose threads hold WORDS neighbouring 128-bit words each: 1, 2 or 4.
+
+    Each store takes one word of every thread. A single one for all words would have to exchange
+    them between the threads first, through shared memory.
+    """
+    x = values.to(TYPE)
+    first = tl.multiple_of(address.to(tl.pointer_type(TYPE)) + start, 16)
+    if WORDS == 1:
+        tl.store(first + tl.arange(0, x.shape[0]), x)
+    else:
+        WIDTH: tl.constexpr = 128 // TYPE.primitive_bitwidth
+        THREADS: tl.constexpr = x.shape[0] // (WORDS * WIDTH)
+        thread = tl.arange(0, THREADS)[:, None] * (WORDS * WIDTH) + tl.arange(0, WIDTH)[None, :]
+        if WORDS == 2:
+            even, odd = tl.split(x.reshape(THREADS, 2, WIDTH).permute(0, 2, 1))
+            tl.store(first + thread, even)
+            tl.store(first + WIDTH + thread, odd)
+        else:
+            low, high = tl.split(x.reshape(THREADS, 2, 2, WIDTH).permute(0, 2, 3, 1))
+            for half in tl.static_range(2):
+                even, odd = tl.split((low if half == 0 else high).permute(0, 2, 1))
+                tl.store(first + 2 * half * WIDTH + thread, even)
+                tl.store(first + (2 * half + 1) * WIDTH + thread, odd)
+
+
+@triton.jit
 def _store(
     addresses,
     start,
@@ -119,17 +139,30 @@ def _store(
     v,
     s,
     P: tl.constexpr,
+    G: tl.constexpr,
     M: tl.constexpr,
     AMSGRAD: tl.constexpr,
     SIZE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """Store the results of `update`, converted to the stored types."""
-    tl.store(_array(addresses[PARAM], start, P, SIZE, WHOLE), p.to(P), mask=mask)
-    tl.store(_array(addresses[EXP_AVG], start, M, SIZE, WHOLE), m.to(M), mask=mask)
-    tl.store(_array(addresses[EXP_AVG_SQ], start, M, SIZE, WHOLE), v.to(M), mask=mask)
-    if AMSGRAD:
-        tl.store(_array(addresses[MAX_EXP_AVG_SQ], start, M, SIZE, WHOLE), s.to(M), mask=mask)
+    if WHOLE:
+        # A thread holds as many elements as fill a word in the narrowest type.
+        BITS: tl.constexpr = min(
+            P.primitive_bitwidth, min(G.primitive_bitwidth, M.primitive_bitwidth)
+        )
+        WORDS: tl.constexpr = M.primitive_bitwidth // BITS
+        _store_array(addresses[PARAM], start, p, P, P.primitive_bitwidth // BITS)
+        _store_array(addresses[EXP_AVG], start, m, M, WORDS)
+        _store_array(addresses[EXP_AVG_SQ], start, v, M, WORDS)
+        if AMSGRAD:
+            _store_array(addresses[MAX_EXP_AVG_SQ], start, s, M, WORDS)
+    else:
+        tl.store(_array(addresses[PARAM], start, P, SIZE, WHOLE), p.to(P), mask=mask)
+        tl.store(_array(addresses[EXP_AVG], start, M, SIZE, WHOLE), m.to(M), mask=mask)
+        tl.store(_array(addresses[EXP_AVG_SQ], start, M, SIZE, WHOLE), v.to(M), mask=mask)
+        if AMSGRAD:
+            tl.store(_array(addresses[MAX_EXP_AVG_SQ], start, M, SIZE, WHOLE), s.to(M), mask=mask)
 
 
 @triton.jit
@@ -151,7 +184,9 @@ def _step_part(
     mask = None if WHOLE else tl.arange(0, SIZE) < end - start
     p, g, m, v, s = _load(addresses, start, mask, P, G, M, AMSGRAD, SIZE, WHOLE)
     p, m, v, s = update(p, g, m, v, s, coefficients, kind, AMSGRAD)
-    _store(addresses, start, mask, p, m, v, s, P, M, AMSGRAD, SIZE, WHOLE)
+    # Only here, so that the loads do not wait for the kind.
+    if kind != SKIPPED:
+        _store(addresses, start, mask, p, m, v, s, P, G, M, AMSGRAD, SIZE, WHOLE)
 
 
 @triton.jit
@@ -164,13 +199,14 @@ def _address(options, WORD: tl.constexpr):
     return tl.load((options + WORD).to(tl.pointer_type(tl.int64)))
 
 
-_ARGUMENTS = ["segments", "num_segments", "device_options", "coefficients"]
+_ARGUMENTS = ["segments", "index", "index_shift", "device_options", "coefficients"]
 
 
 @triton.jit(do_not_specialize=_ARGUMENTS, do_not_specialize_on_alignment=_ARGUMENTS)
 def step_kernel(
     segments,
-    num_segments: tl.int64,
+    index,
+    index_shift: tl.int64,
     coefficients,
     P: tl.constexpr,
     G: tl.constexpr,
@@ -183,8 +219,9 @@ def step_kernel(
 
     Args:
         segments: Array of Segment, in ascending order of `first`; int64.
-        num_segments: Number of segments.
-        coefficients: Array of StepCoefficients; float64.
+        index: The entries of a ChunkIndex (csrc/chunk_index.h); int32.
+        index_shift: Its shift.
+        coefficients: Array of StepCoefficients, in the arithmetic type.
         P: Dtype of the parameters.
         G: Dtype of the gradients.
         M: Dtype of the moments.
@@ -193,25 +230,23 @@ def step_kernel(
         PART: Elements per block in a chunk that is not whole and aligned.
     """
     begin = tl.program_id(0).to(tl.int64) * CHUNK
-    segment = segments + _find(segments, num_segments, begin) * SEGMENT_WORDS
+    segment = segments + _find(segments, index, index_shift, begin) * SEGMENT_WORDS
     coefficients += tl.load(segment + COEFFICIENTS_INDEX) * COEFFICIENTS_WORDS
     kind = tl.load(_kind(coefficients))
-    if kind != SKIPPED:
-        T: tl.constexpr = tl.float64 if tl.float64 == P else tl.float32
-        c = ()
-        for k in tl.static_range(KIND):
-            c += (tl.load(coefficients + k).to(T),)
-        addresses, is_aligned = _addresses(segment)
-        start = begin - tl.load(segment + FIRST)
-        end = tl.load(segment + NUMEL)
-        if (end - start >= CHUNK) & is_aligned:
-            _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, CHUNK, True)
-        else:
-            # Small parts, because a pointer and a mask per element need many registers.
-            end = tl.minimum(start + CHUNK, end)
-            while start < end:
-                _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, PART, False)
-                start += PART
+    c = ()
+    for k in tl.static_range(KIND):
+        c += (tl.load(coefficients + k),)
+    addresses, is_aligned = _addresses(segment)
+    start = begin - tl.load(segment + FIRST)
+    end = tl.load(segment + NUMEL)
+    if (end - start >= CHUNK) & is_aligned:
+        _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, CHUNK, True)
+    else:
+        # Small parts, because a pointer and a mask per element need many registers.
+        end = tl.minimum(start + CHUNK, end)
+        while start < end:
+            _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, PART, False)
+            start += PART
 
 
 @triton.jit(do_not_specialize=_ARGUMENTS, do_not_specialize_on_alignment=_ARGUMENTS)
@@ -221,7 +256,7 @@ def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
     Args:
         segments: Array of Segment; int64.
         device_options: Array of DeviceOptions; float64.
-        coefficients: Array of StepCoefficients, which the kernel writes; float64.
+        coefficients: Array of StepCoefficients in the arithmetic type, which the kernel writes.
         S: Dtype of the step counters.
     """
     segment = segments + tl.program_id(0).to(tl.int64) * SEGMENT_WORDS
@@ -259,7 +294,7 @@ def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
 
         c = coefficients_of(step.to(tl.float64), o, lr, grad_scale)
         for k in tl.static_range(KIND):
-            tl.store(coefficients + k, c[k])
+            tl.store(coefficients + k, c[k].to(coefficients.dtype.element_ty))
         tl.store(_kind(coefficients), c[KIND])
 
 

@@ -182,8 +182,8 @@ Loop<T> choose(Update update, bool next, Bools... rest) {
 template <typename T>
 void step_segment(const Tables& tables, const Segment& segment, std::int64_t begin,
                   std::int64_t end) {
-  const StepCoefficients& step = tables.coefficients[segment.coefficients_index];
-  const Coefficients<T> c = round_to<T>(step.values);
+  const auto* const rows = static_cast<const StepCoefficients<T>*>(tables.coefficients);
+  const StepCoefficients<T>& step = rows[segment.coefficients_index];
   Storage<T> storage(tables.types, segment);
   const bool is_native = storage.is_native();
   const Loop<T> run =
@@ -191,7 +191,7 @@ void step_segment(const Tables& tables, const Segment& segment, std::int64_t beg
   const std::int64_t tile = is_native ? end - begin : kTile;
   for (std::int64_t at = begin; at < end; at += tile) {
     const std::int64_t numel = smaller(tile, end - at);
-    run(storage.load(at, numel), numel, c);
+    run(storage.load(at, numel), numel, step.values);
     storage.store(at, numel);
   }
 }
@@ -210,7 +210,7 @@ void step_range(const Tables& tables, std::int64_t begin, std::int64_t end) {
     const std::int64_t from = begin > s.first ? begin - s.first : 0;
     const std::int64_t to = smaller(end - s.first, s.numel);
     if (from >= to) continue;
-    if (tables.types.of[role::param] == DType::float64) {
+    if (tables.types.arithmetic_is_float64()) {
       step_segment<double>(tables, s, from, to);
     } else {
       step_segment<float>(tables, s, from, to);

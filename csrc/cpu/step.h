@@ -13,7 +13,7 @@ namespace radam::cpu {
 struct Tables {
   const Segment* segments;
   std::int64_t num_segments;
-  const StepCoefficients* coefficients;
+  const void* coefficients;  // array of StepCoefficients of the arithmetic type
   SegmentTypes types;
   bool amsgrad;
   bool prefetch;  // whether the loop issues prefetches

@@ -1,9 +1,9 @@
 // The work of one thread of the CUDA grid. It uses nothing of CUDA: kernels call it once per
 // thread, and the tests call it in loops on the host.
 //
-// A block updates one chunk. It searches the table for the segment that holds the chunk, so the
-// host need not list the chunks. Arrays are read and written in 16-byte words; each thread reads
-// several words before it writes any, to keep many loads in flight.
+// A block updates one chunk. It finds the segment that holds the chunk between two entries of an
+// index, so the host need not list the chunks. Arrays are read and written in 16-byte words; each
+// thread reads several words before it writes any, to keep many loads in flight.
 #pragma once
 
 #include <cstddef>
@@ -15,24 +15,42 @@
 
 namespace radam::cuda {
 
-constexpr int kThreads = 128;
-// Elements per block: eight per thread, which is eight or more independent 16-byte loads in
-// float32.
-constexpr std::int64_t kChunk = kThreads * 8;
+// The constants of the launch. bench/tune.py builds the kernels with others and times them.
+#if !defined(RADAM_THREADS)
+#define RADAM_THREADS 128  // per block
+#endif
+#if !defined(RADAM_ELEMENTS)
+#define RADAM_ELEMENTS 8  // that a thread updates in a whole chunk
+#endif
+#if !defined(RADAM_IN_FLIGHT)
+#define RADAM_IN_FLIGHT 8  // elements that a thread loads at once: in float32, 8 words of 16 bytes
+#endif
+#if !defined(RADAM_RESIDENT)
+#define RADAM_RESIDENT 768  // threads per multiprocessor: the most at which no register spills
+#endif
+
+constexpr int kThreads = RADAM_THREADS;
+constexpr std::int64_t kChunk = kThreads * RADAM_ELEMENTS;  // elements per block
+static_assert((kChunk & (kChunk - 1)) == 0, "segments are padded to multiples of a power of two");
 
 // A small table is passed in the arguments of the step kernel, which may have 4,096 bytes on every
-// device. The other members take 32 bytes.
-constexpr std::size_t kFewCoefficients = 4;
-constexpr std::size_t kFewSegments =
-    (4096 - 32 - kFewCoefficients * sizeof(StepCoefficients)) / sizeof(Segment);
+// device. The other members take 32 bytes. The index of a larger table takes the place of a small
+// one: there it is read faster than from device memory.
+constexpr std::size_t kFewCoefficientsBytes = 256;
+constexpr std::size_t kFewSegments = (4096 - 32 - kFewCoefficientsBytes) / sizeof(Segment);
+using IndexEntry = std::uint16_t;  // half as wide as a number of a segment: a finer index
+constexpr std::size_t kIndexEntries = kFewSegments * sizeof(Segment) / sizeof(IndexEntry);
 
 struct StepArguments {
-  const Segment* segments;               // in device memory; null: use few_segments
-  const StepCoefficients* coefficients;  // in device memory; null: use few_coefficients
+  const Segment* segments;   // in device memory; null: use few_segments
+  const void* coefficients;  // array of StepCoefficients there; null: use few_coefficients
   std::int64_t num_segments;
-  float segments_per_block;  // gives the first guess of the search
-  Segment few_segments[kFewSegments];
-  StepCoefficients few_coefficients[kFewCoefficients];
+  std::int32_t index_shift, index_scale;
+  union {
+    Segment few_segments[kFewSegments];
+    IndexEntry index[kIndexEntries];  // see ChunkIndex
+  };
+  alignas(16) unsigned char few_coefficients[kFewCoefficientsBytes];
 };
 
 // A larger table is copied to device memory by kernels that take it in their arguments. Arguments
@@ -50,8 +68,9 @@ struct PrologueArguments {
   const Segment* segments;
   std::int64_t num_segments;
   const DeviceOptions* options;
-  StepCoefficients* coefficients;
+  void* coefficients;  // array of StepCoefficients of the arithmetic type
   bool step_is_float64;
+  bool arithmetic_is_float64;
 };
 
 namespace detail {
@@ -64,18 +83,9 @@ RADAM_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
   return a < b ? a : b;
 }
 
-// The index of the segment that holds element `begin`: the last one that starts at or before it.
-// The two segments at the guess are read together; with tensors of similar sizes, one of them is
-// it.
-RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t num_segments,
-                               std::int64_t begin, std::int64_t guess) {
-  const std::int64_t near = smaller(guess, num_segments - 1);
-  const std::int64_t next = smaller(near + 1, num_segments - 1);
-  const bool from_near = segments[near].first <= begin;
-  const bool from_next = segments[next].first <= begin;
-  if (from_near && !from_next) return near;
-  std::int64_t low = from_next ? next : 0;
-  std::int64_t high = from_next ? num_segments : near;
+// The segment in [low, high) that holds element `begin`: the last one that starts at or before it.
+RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t low, std::int64_t high,
+                               std::int64_t begin) {
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     (segments[middle].first <= begin ? low : high) = middle;
@@ -93,31 +103,33 @@ class Chunk {
  public:
   // Elements per pack: as many as fill a word in the narrowest type.
   static constexpr int kWidth = kWord / Storage::kNarrowest;
-  // Packs that a thread has in flight: two in float32, whose packs are short.
-  static constexpr int kPacks = detail::larger(1, (Storage::kWidest == 8 ? 4 : 8) / kWidth);
+  // Packs that a thread loads at once: two in float32, whose packs are short.
+  static constexpr int kPacks =
+      detail::larger(1, (Storage::kWidest == 8 ? RADAM_IN_FLIGHT / 2 : RADAM_IN_FLIGHT) / kWidth);
 
   RADAM_INLINE Chunk(const Segment& s, std::int64_t offset)
       : storage_(s, offset), numel_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
 
-  RADAM_INLINE void step(int thread, Update update, const Coefficients<T>& c) const {
+  RADAM_INLINE void step(int thread, const StepCoefficients<T>& c) const {
     int done = 0;
     if (storage_.is_aligned()) {
       const int packs = numel_ / kWidth;
       RADAM_DO_NOT_UNROLL
       for (int first = thread; first < packs; first += kThreads * kPacks) {
-        step_packs<kWidth, kPacks>(first, packs, update, c);
+        step_packs<kWidth, kPacks>(first, packs, c);
       }
       done = packs * kWidth;
     }
     RADAM_DO_NOT_UNROLL
-    for (int i = done + thread; i < numel_; i += kThreads) step_packs<1, 1>(i, numel_, update, c);
+    for (int i = done + thread; i < numel_; i += kThreads) step_packs<1, 1>(i, numel_, c);
   }
 
  private:
   // Updates the packs `first`, `first + kThreads`, ... below `end`. Neighbouring threads access
-  // neighbouring words.
+  // neighbouring words. Nothing depends on the coefficients before the loads are issued, so that
+  // coefficients from device memory arrive together with the data.
   template <int width, int packs>
-  RADAM_INLINE void step_packs(int first, int end, Update update, const Coefficients<T>& c) const {
+  RADAM_INLINE void step_packs(int first, int end, const StepCoefficients<T>& c) const {
     typename Storage::template Pack<width> pack[packs];
     RADAM_UNROLL
     for (int k = 0; k < packs; ++k) {
@@ -129,8 +141,8 @@ class Chunk {
     for (int k = 0; k < packs; ++k) {
       const int index = first + k * kThreads;
       if (k > 0 && index >= end) break;
-      update_pack<width>(pack[k], update, c);
-      pack[k].store(storage_, index * width);
+      update_pack<width>(pack[k], c.update, c.values);
+      if (c.update != Update::skipped) pack[k].store(storage_, index * width);
     }
   }
 
@@ -143,7 +155,7 @@ class Chunk {
         update_elements<Update::rectified, with_l2, width>(pack, c);
       } else if (update == Update::momentum) {
         update_elements<Update::momentum, with_l2, width>(pack, c);
-      } else {
+      } else if (update == Update::none) {
         update_elements<Update::none, with_l2, width>(pack, c);
       }
     };
@@ -171,44 +183,53 @@ class Chunk {
 
 // Kernel arguments and device memory are read by different instructions: each branch returns a
 // copy, so that no access has to find out which memory it reads.
-RADAM_INLINE Segment segment_at(const StepArguments& a, std::int64_t begin, std::int64_t guess) {
+RADAM_INLINE Segment segment_at(const StepArguments& a, std::int64_t block, std::int64_t begin) {
   if (a.segments != nullptr) {
     const Segment* const segments = detail::in_device_memory(a.segments);
-    return segments[detail::find(segments, a.num_segments, begin, guess)];
+    const IndexEntry* const entry = a.index + (block >> a.index_shift);
+    const std::int64_t low = std::int64_t{entry[0]} << a.index_scale;
+    const std::int64_t high = std::int64_t{entry[1] + 1} << a.index_scale;
+    return segments[detail::find(segments, low, detail::smaller(high, a.num_segments), begin)];
   }
-  return a.few_segments[detail::find(a.few_segments, a.num_segments, begin, guess)];
+  return a.few_segments[detail::find(a.few_segments, 0, a.num_segments, begin)];
 }
 
-RADAM_INLINE StepCoefficients coefficients_at(const StepArguments& a, std::int64_t index) {
-  if (a.coefficients != nullptr) return detail::in_device_memory(a.coefficients)[index];
-  return a.few_coefficients[index];
+template <typename T>
+RADAM_INLINE StepCoefficients<T> coefficients_at(const StepArguments& a, std::int64_t index) {
+  using Row = StepCoefficients<T>;
+  if (a.coefficients != nullptr) {
+    return detail::in_device_memory(static_cast<const Row*>(a.coefficients))[index];
+  }
+  return reinterpret_cast<const Row*>(a.few_coefficients)[index];
 }
 
 template <typename Storage>
 RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int thread) {
   const std::int64_t begin = block * kChunk;
-  const auto guess = static_cast<std::int64_t>(static_cast<float>(block) * a.segments_per_block);
-  const Segment s = segment_at(a, begin, guess);
-  const StepCoefficients step = coefficients_at(a, s.coefficients_index);
-  if (step.update == Update::skipped) return;
-  Chunk<Storage>(s, begin - s.first)
-      .step(thread, step.update, round_to<typename Storage::T>(step.values));
+  const Segment s = segment_at(a, block, begin);
+  const auto c = coefficients_at<typename Storage::T>(a, s.coefficients_index);
+  Chunk<Storage>(s, begin - s.first).step(thread, c);
 }
 
 RADAM_INLINE void upload_thread(const UploadArguments& a, std::int64_t index) {
   if (index < a.num_words) a.to[index] = a.words[index];
 }
 
+template <typename T>
+RADAM_INLINE StepCoefficients<T>& computed_at(const PrologueArguments& a, const Segment& s) {
+  return static_cast<StepCoefficients<T>*>(a.coefficients)[s.coefficients_index];
+}
+
 RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index) {
   if (index >= a.num_segments) return;
   const Segment& s = a.segments[index];
   const DeviceOptions& given = a.options[s.options_index];
-  StepCoefficients& result = a.coefficients[s.coefficients_index];
   void* const counter = s.at[role::step];
   const double count =
       a.step_is_float64 ? *static_cast<double*>(counter) : *static_cast<float*>(counter);
   if (!is_count(count) || (given.found_inf != nullptr && *given.found_inf != 0)) {
-    result.update = Update::skipped;
+    (a.arithmetic_is_float64 ? computed_at<double>(a, s).update : computed_at<float>(a, s).update) =
+        Update::skipped;
     return;
   }
   StepOptions options = given.values;
@@ -222,7 +243,12 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   // The counter is incremented in its own dtype, as in torch.
   const double step =
       a.step_is_float64 ? *static_cast<double*>(counter) += 1 : *static_cast<float*>(counter) += 1;
-  result = coefficients(step_terms(step, options), options, grad_scale);
+  const auto c = coefficients(step_terms(step, options), options, grad_scale);
+  if (a.arithmetic_is_float64) {
+    computed_at<double>(a, s) = c;
+  } else {
+    computed_at<float>(a, s) = round_to<float>(c);
+  }
 }
 
 }  // namespace radam::cuda

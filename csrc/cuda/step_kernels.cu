@@ -3,11 +3,12 @@
 namespace radam::cuda {
 namespace {
 
-// Blocks that a multiprocessor must be able to hold at once: the most at which no register spills.
+// Blocks that a multiprocessor must be able to hold at once. float64 needs more registers.
 template <typename P, typename G>
-constexpr int kBlocks = sizeof(P) == 8   ? 3
-                        : sizeof(G) == 8 ? 5
-                                         : 6;
+constexpr int kBlocks = (sizeof(P) == 8   ? RADAM_RESIDENT / 2
+                         : sizeof(G) == 8 ? RADAM_RESIDENT * 5 / 6
+                                          : RADAM_RESIDENT) /
+                        kThreads;
 
 template <typename P, typename G, typename M, bool amsgrad>
 __global__ void __launch_bounds__(kThreads, kBlocks<P, G>)

@@ -34,48 +34,51 @@ std::size_t bytes_of(const std::vector<Row>& rows) {
 
 }  // namespace
 
-void CachedRange::copy(const Queue& queue, void* to, const void* from, std::size_t bytes) {
+bool CachedRange::copy(const Queue& queue, void* to, const void* from, std::size_t bytes) {
   if (at_ == to && content_.size() == bytes && std::memcmp(content_.data(), from, bytes) == 0) {
-    return;
+    return false;
   }
   at_ = nullptr;  // the content is unknown if a copy fails
   upload_all(queue, to, from, bytes);
   const char* const begin = static_cast<const char*>(from);
   content_.assign(begin, begin + bytes);
   at_ = to;
+  return true;
 }
 
 void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows) {
   if (work.segments.empty()) return;
   auto* const segments = static_cast<Segment*>(workspace);
-  auto* const coefficients = reinterpret_cast<StepCoefficients*>(segments + num_rows);
+  auto* const coefficients = reinterpret_cast<StepCoefficients<double>*>(segments + num_rows);
   auto* const options = reinterpret_cast<DeviceOptions*>(coefficients + num_rows);
-  const Segment& last = work.segments.back();
-  const std::int64_t blocks = (last.first + last.numel + kChunk - 1) / kChunk;
+  const std::int64_t blocks = chunks_of(work.segments, kChunk);
 
   StepArguments arguments{};
   arguments.num_segments = static_cast<std::int64_t>(work.segments.size());
   if (work.counts_on_device || work.segments.size() > kFewSegments) {
-    segments_.copy(queue, segments, work.segments.data(), bytes_of(work.segments));
+    if (segments_.copy(queue, segments, work.segments.data(), bytes_of(work.segments))) {
+      index_ = chunk_index<IndexEntry>(work.segments, kChunk, kIndexEntries);
+    }
     arguments.segments = segments;
+    arguments.index_shift = index_.shift;
+    arguments.index_scale = index_.scale;
+    std::copy(index_.entries.begin(), index_.entries.end(), arguments.index);
   } else {
     std::copy(work.segments.begin(), work.segments.end(), arguments.few_segments);
   }
   if (work.counts_on_device) {
     options_.copy(queue, options, work.options.data(), bytes_of(work.options));
-    prologue(queue, {segments, arguments.num_segments, options, coefficients,
-                     work.types.of[role::step] == DType::float64});
+    prologue(queue,
+             {segments, arguments.num_segments, options, coefficients,
+              work.types.of[role::step] == DType::float64, work.types.arithmetic_is_float64()});
     arguments.coefficients = coefficients;
-  } else if (work.coefficients.size() > kFewCoefficients) {
-    upload_all(queue, coefficients, work.coefficients.data(), bytes_of(work.coefficients));
+  } else if (work.coefficients.size() > kFewCoefficientsBytes) {
+    upload_all(queue, coefficients, work.coefficients.data(), work.coefficients.size());
     arguments.coefficients = coefficients;
   } else {
     std::copy(work.coefficients.begin(), work.coefficients.end(), arguments.few_coefficients);
   }
-  if (blocks == 0) return;
-  arguments.segments_per_block =
-      static_cast<float>(arguments.num_segments) / static_cast<float>(blocks);
-  cuda::step(queue, work.types, work.amsgrad, arguments, blocks);
+  if (blocks > 0) cuda::step(queue, work.types, work.amsgrad, arguments, blocks);
 }
 
 }  // namespace radam::cuda

@@ -1,7 +1,5 @@
 """The CUDA backend: runs the kernels of csrc/cuda."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -44,9 +42,16 @@ class CudaLaunch(TableLaunch):
             upload.step(self.table, workspace, 0 if stream is None else stream.cuda_stream)
 
 
-@cache
+# Successes. Failures are not kept: they can be temporary.
+_found_device = False
+_supported_devices: set[torch.device] = set()
+
+
 def unavailable() -> str | None:
     """The reason why this installation cannot run on this machine; None if it can."""
+    global _found_device
+    if _found_device:
+        return None
     if unavailable_reason is not None:
         return unavailable_reason
     if architectures() is None:
@@ -54,12 +59,19 @@ def unavailable() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     reason: str | None = _C.cuda_unavailable()
-    return None if reason is None else f"no GPU that CUDA can use was found ({reason})"
+    if reason is not None:
+        return f"no GPU that CUDA can use was found ({reason})"
+    _found_device = True
+    return None
 
 
-@cache
-def _unsupported_device(device: int) -> str | None:
-    reason: str | None = None if architectures() is None else _C.cuda_unsupported(device)
+def _unsupported_device(device: torch.device) -> str | None:
+    if device in _supported_devices or architectures() is None:
+        return None
+    with as_current(device):
+        reason: str | None = _C.cuda_unsupported(device.index)
+    if reason is None:
+        _supported_devices.add(device)
     return reason
 
 
@@ -69,4 +81,4 @@ def unsupported(param: Tensor) -> str | None:
         return f"it is on {param.device}, expected a CUDA device"
     if not has_own_memory(param):
         return f"{type(param).__name__} keeps its memory in other tensors"
-    return _unsupported_device(param.device.index)
+    return _unsupported_device(param.device)

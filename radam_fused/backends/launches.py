@@ -76,7 +76,6 @@ class Step:
         grad_scale: Tensor of one element, the scale that the gradients were multiplied by; or None.
         found_inf: Tensor of one element, nonzero if a gradient overflowed: the step is then
             skipped; or None.
-        capturing: Whether a CUDA graph is being captured.
 
     Raises:
         TypeError: The scale or the flag is not a tensor of real numbers.
@@ -90,7 +89,6 @@ class Step:
         numbers: Any,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
-        capturing: bool = False,
     ) -> None:
         # A scaler that has seen no gradient sets the number 0 instead of a tensor.
         if found_inf is not None and not isinstance(found_inf, Tensor) and found_inf == 0:
@@ -104,7 +102,6 @@ class Step:
         self.numbers = numbers
         self.grad_scale = grad_scale
         self.found_inf = found_inf
-        self.capturing = capturing
 
     @cached_property
     def overflows(self) -> bool:
@@ -295,7 +292,7 @@ class TableLaunch:
     def compute(self, step: Step) -> None:
         """See Launch.compute."""
         self._size = self.table.workspace_bytes(len(step.groups))
-        self._capturing = step.capturing
+        self._capturing = is_capturing(self.kind.device)
         if not self.table.is_active():
             return
         if not self.kind.counts_on_device:
@@ -308,15 +305,18 @@ class TableLaunch:
             number if number is None else self._on_device(number)
             for number in (step.grad_scale, step.found_inf)
         )
-        self.table.compute(step.numbers, *scaling, step.capturing)
+        self.table.compute(step.numbers, *scaling, self._capturing)
 
     def _on_device(self, number: Tensor) -> Tensor:
         return number.detach().to(self.kind.device, torch.float32, non_blocking=True)
 
 
-def is_capturing() -> bool:
-    """Whether a CUDA graph is being captured on the current stream."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream of a device."""
+    if device.type != "cuda":
+        return False
+    with as_current(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def current_stream(device: torch.device) -> Any:

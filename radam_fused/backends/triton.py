@@ -29,7 +29,6 @@ class TritonLaunch(TableLaunch):
     def __init__(self, kind: Kind) -> None:
         kernels = _kernels()
         super().__init__(kind, kernels.CHUNK)
-        self._new_upload = kernels.Upload
         counter = kind.step if kind.counts_on_device else None
         dtypes = kind.param, kind.grad, kind.moment
         amsgrad = "max_exp_avg_sq" in kind.state
@@ -50,25 +49,23 @@ class TritonLaunch(TableLaunch):
             host_table = table.options if self.kind.counts_on_device else table.coefficients
             table.start()
             if segments := table.segments:
-                self._kernels.run(upload, segments, host_table)
+                self._kernels.run(upload, segments, host_table, table.chunk_index)
             table.finish()
 
     def _kept_upload(self) -> Any:
-        workspace, is_new = self._workspace.get(self._size, current_stream(self.kind.device))
+        size = self._kernels.workspace_bytes(self._size)
+        workspace, is_new = self._workspace.get(size, current_stream(self.kind.device))
         if is_new:
-            self._upload = self._new_upload(workspace)
-        if self.kind.counts_on_device and (
-            self._staging is None or self._staging.numel() < self._size
-        ):
+            self._upload = self._kernels.upload(workspace)
+        if self.kind.counts_on_device and (self._staging is None or self._staging.numel() < size):
             pinned = self.kind.device.type != "cpu"
-            self._staging = torch.empty(
-                self._size, dtype=torch.uint8, device="cpu", pin_memory=pinned
-            )
+            self._staging = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         return self._upload
 
     def _captured_upload(self) -> Any:
         """An upload in the graph's memory pool, with staging memory from before the capture."""
-        if self._staging is None or self._staging.numel() < self._size:
+        size = self._kernels.workspace_bytes(self._size)
+        if self._staging is None or self._staging.numel() < size:
             raise RuntimeError(
                 "backend='triton' cannot capture this step: it has no pinned memory for it. Run "
                 "one step without capture before each capture"
@@ -76,7 +73,7 @@ class TritonLaunch(TableLaunch):
         self._graph_staging.append(self._staging)
         self.is_replayed = True
         self._staging = None
-        return self._new_upload(self._workspace.make(self._size), self._graph_staging[-1])
+        return self._kernels.upload(self._workspace.make(size), self._graph_staging[-1])
 
 
 def version() -> str | None:

@@ -1,6 +1,9 @@
 """The benchmark: its targets, its charts, the comparison of two runs, and its logic for a GPU."""
 
 import json
+import re
+import shutil
+import subprocess
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -14,18 +17,19 @@ import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import cuda, machine, scaling, variant
+from bench import cuda, machine, scaling, tune, variant
 from bench.bandwidth_limit import LIMIT
-from bench.cases import MANY, elements
+from bench.cases import MANY, elements, within
 from bench.charts import HEADLINE, draw, draw_headline, draw_scaling
 from bench.compare import compare
 from bench.cpu import IMAGES
 from bench.rivals import FLAT, FOREACH, FUSED_ADAMW, OURS, ROUGHLY, TRITON, SharedRivals
 from bench.style import digest
-from bench.tables import Target
+from bench.tables import Target, variants_table
 from radam_fused.benchmark.timing import Timing, timings, wall_clock
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
 
 
 @pytest.fixture
@@ -209,14 +213,25 @@ def test_16_bit_parameters_move_fewer_bytes(grid):
 
 
 def test_an_optimizer_that_cannot_run_is_left_out(grid, monkeypatch):
-    def fail():
+    def fail(one):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(variant, "_module", fail)
+    monkeypatch.setattr(variant, "module", fail)
     with pytest.warns(UserWarning, match="rough division is left out: no compiler"):
         found = rehearse((OURS, ROUGHLY))
     assert ROUGHLY not in found["seconds"]
     assert OURS in found["seconds"]
+
+
+def test_a_machine_without_a_cuda_compiler_has_no_limit_but_a_copy(grid, monkeypatch):
+    def missing(arrays):
+        raise FileNotFoundError("nvcc: not on PATH")
+
+    monkeypatch.setattr(cuda, "limit", missing)
+    with pytest.warns(UserWarning, match="read 4, write 3 is left out: nvcc: not on PATH"):
+        found = rehearse((OURS,))
+    assert set(found["seconds"]) == set(found["bytes_per_element"]) == {OURS, cuda.COPY}
+    assert cuda.case_table("case", found, {})
 
 
 def test_rivals_share_parameters_gradients_and_moments(grid):
@@ -233,27 +248,36 @@ def test_rivals_share_parameters_gradients_and_moments(grid):
     assert arrays is exp_avg
 
 
-def test_results_are_written_after_each_case_and_a_failure_stops_none(tmp_path, capsys):
+def test_results_are_written_after_each_case_and_a_failure_stops_none(
+    tmp_path, monkeypatch, capsys
+):
     times = {"device": around(1.0), "host": around(2.0)}
     measured = {"elements": 1, "tensors": 1, "seconds": {OURS: times, FUSED_ADAMW: times}}
     measured["bytes_per_element"] = {OURS: 28, FUSED_ADAMW: 28}
-    path, seen = tmp_path / "new" / "gpu.json", []
+    seen = []
 
-    def run(name):
+    def run(name, seconds):
+        assert seconds <= cuda.SECONDS
         seen.append(set(json.loads(path.read_text())["cases"]) if path.exists() else set())
         if name == "broken":
             raise RuntimeError("out of memory")
         return measured
 
-    record = {"machine": {}, "cases": {}}
-    assert cuda.run_cases([cuda.FLAT_1B, "broken", MANY], record, path, run) == ["broken"]
+    monkeypatch.setattr(cuda, "new_record", lambda: {"machine": {}, "cases": {}})
+    monkeypatch.setattr(cuda, "most_elements", lambda: 10)
+    monkeypatch.setattr(cuda, "in_a_process", lambda function, most: run)
+    path = tmp_path / "new" / "gpu.json"
+    assert cuda.measure(path.parent, [cuda.FLAT_1B, "broken", MANY]) == ["broken"]
     assert seen == [set(), {cuda.FLAT_1B}, {cuda.FLAT_1B}]
     written = json.loads(path.read_text())
     assert set(written["cases"]) == {cuda.FLAT_1B, MANY}
+    assert cuda.measure(path.parent, [MANY], seconds=0) == [MANY]
     by_case = {target["case"]: target for target in written["targets"]}
     assert by_case[cuda.FLAT_1B]["is"] == 1.0
     assert (by_case[MANY]["must be"], by_case[MANY]["verdict"]) == ("<= 0.20", "missed")
-    assert "broken failed: RuntimeError: out of memory" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "broken failed: RuntimeError: out of memory" in printed
+    assert f"{MANY} failed: TimeoutError: no time is left of 0 s" in printed
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # of torch.compile's import
@@ -292,8 +316,53 @@ def test_the_commit_is_unknown_without_git(monkeypatch):
 
 
 def test_a_variant_that_exists_is_not_built_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(variant, "BUILT", tmp_path)
+    monkeypatch.setattr(variant, "BUILD", tmp_path)
     monkeypatch.setattr(machine, "find_tool", lambda name: pytest.fail("built again"))
-    library = tmp_path / f"_C{EXTENSION_SUFFIXES[0]}"
+    library = tmp_path / "roughly" / f"_C{EXTENSION_SUFFIXES[0]}"
+    library.parent.mkdir()
     library.touch()
-    assert variant.library() == str(library)
+    assert variant.library(variant.ROUGHLY) == str(library)
+
+
+def test_variants_are_timed_against_the_kernels_in_use(grid, monkeypatch, capsys):
+    monkeypatch.setattr(variant, "module", lambda one: grid.module)
+    monkeypatch.setitem(tune.CASES, "small", (lambda most: [(40, 16), (5,)], torch.float32))
+    found = tune.time_case("small", 10**6, "cpu", wall_clock)
+    assert (found["elements"], found["tensors"], found["dtype"]) == (645, 2, "float32")
+    names = {f"cuda, {name}" for name in (tune.IN_USE, *(one.name for one in tune.CUDA))}
+    assert set(found["seconds"]) == names
+    assert "triton, in use is left out: " in capsys.readouterr().out
+    text = variants_table("small", found, tune.IN_USE)
+    [row] = [line for line in text.splitlines() if line.startswith("cuda, in use")]
+    assert row.endswith("1.000")
+
+
+def test_the_folders_of_variants_differ():
+    folders = {one.folder for one in (variant.ROUGHLY, *tune.CUDA)}
+    assert len(folders) == 1 + len(tune.CUDA)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("one", [variant.ROUGHLY, *tune.CUDA], ids=lambda one: one.name)
+def test_a_variant_compiles_without_spills(one, tmp_path):
+    source = ROOT / "csrc" / "cuda" / "step_kernels.cu"
+    command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-Xptxas=-v", "-DRADAM_PARAM=float"]
+    command += [f"-D{constant}" for constant in one.constants]
+    command += one.rounding or ["--fmad=false"]
+    command += ["-cubin", source, "-o", tmp_path / "step.cubin"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_limit_of_a_gpu_compiles(tmp_path):
+    source = ROOT / "bench" / "bandwidth_limit.cu"
+    command = ["nvcc", "-arch=sm_90", "-cubin", source, "-o", tmp_path / "limit.cubin"]
+    assert subprocess.run(command).returncode == 0
+
+
+def test_a_case_is_cut_to_the_size_that_fits():
+    assert within([(3,), (2, 2), (5,)], 8) == [(3,), (2, 2)]
+    assert within([(3,), (2, 2)], 7) == [(3,), (2, 2)]

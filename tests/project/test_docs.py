@@ -48,19 +48,32 @@ RUN = """
 import json, sys, warnings
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", "torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
+warnings.filterwarnings("ignore", "This instance was constructed with capturable")
 for name, text in json.load(sys.stdin):
     print(name, flush=True)
     exec(compile(text, name, "exec"), {"__name__": "__main__"})
 """
 
 
-@pytest.mark.slow
-def test_every_python_block_runs():
-    texts = json.dumps([(f"{path.name}, block {i}", text) for i, (path, text) in enumerate(WHOLE)])
+def assert_run(found):
+    texts = json.dumps([(f"{path.name}, block {i}", text) for i, (path, text) in enumerate(found)])
     command = [sys.executable, "-c", RUN]
     done = subprocess.run(command, input=texts, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, [*done.stdout.splitlines()[-1:], done.stderr]
-    assert done.stdout.count(", block ") == len(WHOLE)
+    assert done.stdout.count(", block ") == len(found)
+
+
+@pytest.mark.slow
+def test_every_python_block_runs():
+    assert_run(WHOLE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_blocks_for_a_gpu_run():
+    found = [(path, text) for path, text in WHOLE if "cuda" in text]
+    assert found
+    assert_run(found)
 
 
 @pytest.mark.parametrize(("path", "title", "text"), named(PARTS))

@@ -102,7 +102,7 @@ def test_the_map_names_every_file():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     tables = dict(re.findall(r"^### `([\w/]+)/`.*?\n(.*?)(?=^##)", text, re.M | re.S))
     listed = {f"{folder}/{name}" for folder in tables for name in cells(tables[folder])}
-    kept = ("*.py", "*.h", "*.cpp", "*.cu", "*.def")
+    kept = ("*.py", "*.h", "*.c", "*.cpp", "*.cu", "*.def")
     folders = {name.partition("/")[0] for name in tables}
     files = {path for folder in folders for kind in kept for path in (ROOT / folder).rglob(kind)}
     assert listed == {str(p.relative_to(ROOT)) for p in files if p.read_text().strip()}

@@ -18,7 +18,7 @@ py::tuple coefficients_of(double step, const std::array<double, kOptions>& numbe
   StepOptions options;
   static_assert(sizeof options == sizeof numbers);
   std::memcpy(&options, numbers.data(), sizeof options);
-  const StepCoefficients c = coefficients(step_terms(step, options), options, grad_scale);
+  const StepCoefficients<double> c = coefficients(step_terms(step, options), options, grad_scale);
   const Coefficients<double>& v = c.values;
   return py::make_tuple(v.grad_mul, v.l2, v.decay, v.one_minus_beta1, v.one_minus_beta2,
                         v.step_size, v.eps, static_cast<int>(c.update));

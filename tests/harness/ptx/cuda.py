@@ -9,26 +9,27 @@ from ..backends import use_extension
 from . import cuda_build
 from .backend import PtxBackend
 from .memory import Memory
-from .tables import COEFFICIENTS, SEGMENT, TABLES, add_arrays
+from .tables import SEGMENT, TABLES, add_arrays, arithmetic, index_of
 
 _THREADS = 128
 
 # The kernel arguments of csrc/cuda/grid.h.
-FEW_COEFFICIENTS = 4
-FEW_SEGMENTS = (4096 - 32 - FEW_COEFFICIENTS * COEFFICIENTS.itemsize) // SEGMENT.itemsize
+FEW_COEFFICIENTS_BYTES = 256
+FEW_SEGMENTS = (4096 - 32 - FEW_COEFFICIENTS_BYTES) // SEGMENT.itemsize
 STEP = np.dtype(
     [
         *(("segments", "u8"), ("coefficients", "u8"), ("num_segments", "i8")),
-        *(("segments_per_block", "f4"), ("padding", "f4")),
-        ("few_segments", SEGMENT, FEW_SEGMENTS),
-        ("few_coefficients", COEFFICIENTS, FEW_COEFFICIENTS),
+        *(("index_shift", "i4"), ("index_scale", "i4")),
+        ("few_segments", SEGMENT, FEW_SEGMENTS),  # or the index
+        ("few_coefficients", "u1", FEW_COEFFICIENTS_BYTES),
     ]
 )
+INDEX_ENTRIES = STEP["few_segments"].itemsize // 2
 UPLOAD = np.dtype([("to", "u8"), ("num_words", "i8"), ("words", "u8", (32764 - 16) // 8)])
 PROLOGUE = np.dtype(
     [
         *(("segments", "u8"), ("num_segments", "i8"), ("options", "u8"), ("coefficients", "u8")),
-        *(("step_is_float64", "?"), ("padding", "u1", 7)),
+        *(("step_is_float64", "?"), ("arithmetic_is_float64", "?"), ("padding", "u1", 6)),
     ]
 )
 
@@ -48,8 +49,8 @@ class CudaPtx(PtxBackend):
     def step_kernel(self, dtypes, amsgrad):
         return self.kernel_of(self._texts[dtypes, amsgrad], _THREADS)
 
-    def prologue_kernel(self, counter):
-        """The prologue kernel, which serves step counters of both dtypes."""
+    def prologue_kernel(self, counter, dtype=None):
+        """The prologue kernel, which serves both dtypes of counters and of coefficients."""
         return self.kernel_of(self._texts["prologue"], _THREADS)
 
     def upload_kernel(self):
@@ -59,21 +60,27 @@ class CudaPtx(PtxBackend):
         """Run some blocks of a step. Small tables are passed in the arguments unless in_memory."""
         arguments = np.frombuffer(bytearray(b"\xee" * STEP.itemsize), STEP)
         arguments["num_segments"] = len(segments)
-        arguments["segments_per_block"] = np.float32(len(segments)) / np.float32(grid)
-        for name, rows in (("segments", segments), ("coefficients", coefficients)):
-            few = arguments[0][f"few_{name}"]
-            if in_memory or len(rows) > len(few):
+        tables = {"segments": segments, "coefficients": coefficients}
+        few = {name: arguments[0][f"few_{name}"].reshape(-1).view("u1") for name in tables}
+        for name, rows in tables.items():
+            if in_memory or rows.nbytes > few[name].nbytes:
                 arguments[name] = TABLES[name]
                 memory.allocate(name, TABLES[name], rows, False)
             else:
                 arguments[name] = 0
-                few[: len(rows)] = rows
+                few[name][: rows.nbytes] = rows.view("u1")
+        if arguments["segments"]:
+            scale = max(0, (len(segments) - 1).bit_length() - 16)
+            entries, arguments["index_shift"] = index_of(segments, grid, INDEX_ENTRIES)
+            entries, arguments["index_scale"] = (entries >> scale).astype(np.uint16), scale
+            few["segments"][: entries.nbytes] = entries.view("u1")
         kernel = self.step_kernel(dtypes, amsgrad)
         kernel.run(grid, arguments.tobytes(), memory, blocks)
 
-    def run_prologue(self, memory, count, counter, segments, options, coefficients):
-        """Run a prologue over tables in memory."""
-        given = segments, count, options, coefficients, counter == torch.float64, 0
+    def run_prologue(self, memory, count, counter, dtype, segments, options, coefficients):
+        """Run a prologue over tables in memory, for coefficients of an arithmetic type."""
+        wide = counter == torch.float64, dtype == torch.float64
+        given = segments, count, options, coefficients, *wide, 0
         arguments = np.array([given], PROLOGUE).tobytes()
         self.prologue_kernel(counter).run(-(-count // _THREADS), arguments, memory)
 
@@ -91,7 +98,7 @@ class CudaPtx(PtxBackend):
         if at := int(given["segments"]):
             segments = self.workspaces.segments(memory, at, num_segments)
         if at := int(given["coefficients"]):
-            self.workspaces.coefficients(memory, at, segments)
+            self.workspaces.coefficients(memory, at, segments, arithmetic(dtypes[0]))
         add_arrays(memory, segments, [dtype.itemsize for dtype in dtypes], amsgrad)
         self.step_kernel(dtypes, amsgrad).run(blocks, arguments, memory)
 
@@ -105,9 +112,11 @@ class CudaPtx(PtxBackend):
 
     def _prologue(self, blocks, arguments):
         [given] = np.frombuffer(arguments, PROLOGUE)
-        memory, counter = Memory(), torch.float64 if given["step_is_float64"] else torch.float32
+        memory, types = Memory(), (torch.float32, torch.float64)
+        counter = types[int(given["step_is_float64"])]
+        dtype = types[int(given["arithmetic_is_float64"])]
         tables = (int(given[name]) for name in ("segments", "options", "coefficients"))
         self.workspaces.allow_prologue(
-            memory, int(given["num_segments"]), *tables, counter.itemsize
+            memory, int(given["num_segments"]), *tables, dtype, counter.itemsize
         )
         self.prologue_kernel(counter).run(blocks, arguments, memory)

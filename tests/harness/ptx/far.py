@@ -11,9 +11,7 @@ from radam_fused.rectification import coefficients
 from ..helpers import assert_same_bits
 from .data import values
 from .memory import Memory
-from .tables import COEFFICIENTS, SEGMENT
-
-CHUNK = 1024  # elements per block
+from .tables import CHUNK, COEFFICIENTS, SEGMENT, arithmetic
 
 
 def _roles(dtypes, amsgrad):
@@ -57,7 +55,7 @@ def assert_same_far(backend, dtypes, amsgrad, sizes, blocks, draw, in_memory=Tru
     segments, grid = _segments(sizes, roles, draw)
     options = {name: RADAM.defaults[name] for name in OPTIONS} | {"lr": 0.01, "weight_decay": 0.1}
     taken = [5 * row for row in range(max(row for _, row in sizes) + 1)]
-    rows = [(*coefficients(count + 1, **options), 0) for count in taken]
+    rows = [coefficients(count + 1, **options) for count in taken]
     memory, windows = Memory(), []
     for block in blocks:
         index = int(np.searchsorted(segments["first"], block * CHUNK, side="right")) - 1
@@ -72,7 +70,9 @@ def assert_same_far(backend, dtypes, amsgrad, sizes, blocks, draw, in_memory=Tru
             regions.append(memory.allocate(f"{role}, block {block}", at, content, role != "grad"))
             tensors.append(data)
         windows.append((int(segment["coefficients"]), regions, tensors))
-    table = np.array(rows, COEFFICIENTS)
+    dtype = COEFFICIENTS[arithmetic(dtypes[0])]
+    padding = (0,) * (len(dtype.names) - len(rows[0]))
+    table = np.array([(*row, *padding) for row in rows], dtype)
     backend.run_step(memory, dtypes, amsgrad, segments, table, grid, blocks, in_memory)
     for block, (row, regions, tensors) in zip(blocks, windows, strict=True):
         maxima = [tensors[4:]] if amsgrad else []

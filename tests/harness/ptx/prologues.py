@@ -12,7 +12,6 @@ from .tables import COEFFICIENTS, OPTIONS, SEGMENT, TABLES
 _COUNTERS, _NUMBERS = 0x1_0000_0000, 0x2_0000_0000
 _POISON = 777.25
 _SKIPPED = 3
-_USED = COEFFICIENTS.fields["padding"][1]  # bytes of a row
 
 
 class _Numbers:
@@ -54,13 +53,14 @@ def _drawn_group(draw, numbers, found_inf, row):
     return given
 
 
-def assert_same_prologue(backend, draw, counts, counter, found_inf=None):
+def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None):
     """Assert that a prologue counts, and gives the coefficients of the host bit for bit.
 
     Args:
         counts: The counts of the segments, this step included. A segment whose counter is not a
             count (negative, infinite or NaN) must stay as it is.
         counter: The dtype of the counters.
+        dtype: The dtype of the coefficients.
         found_inf: Whether a gradient overflowed, as a number; None: nobody asked.
     """
     memory = Memory()
@@ -75,19 +75,22 @@ def assert_same_prologue(backend, draw, counts, counter, found_inf=None):
     segments["step"] = at + before.itemsize * np.arange(len(counts))
     segments["coefficients"] = rows
     segments["options"] = [draw.randrange(len(groups)) for _ in counts]
-    poison = np.full((len(counts) + 3) * COEFFICIENTS.itemsize // 8, _POISON)
+    row_type = COEFFICIENTS[dtype]
+    poison = np.full((len(counts) + 3) * row_type.itemsize // 8, _POISON)
     memory.allocate("segments", TABLES["segments"], segments, False)
     memory.allocate("options", TABLES["options"], options, False)
     table = memory.allocate("coefficients", TABLES["coefficients"], poison, True)
 
-    backend.run_prologue(memory, len(counts), counter, *TABLES.values())
+    tables = (TABLES[name] for name in ("segments", "options", "coefficients"))
+    backend.run_prologue(memory, len(counts), counter, dtype, *tables)
 
     after = memory.read(counters, before.dtype)
-    results = memory.read(table, COEFFICIENTS)
+    results = memory.read(table, row_type)
     overflows = found_inf is not None and found_inf != 0
     skipped = ~(np.isfinite(before) & (before >= 0)) | overflows
     np.testing.assert_array_equal(after, np.where(skipped, before, before + 1))
-    unchanged = poison.view(COEFFICIENTS)[0]
+    unchanged = poison.view(row_type)[0]
+    used = row_type.fields["update"][1] + 4  # bytes of a row
     for row in set(range(len(results))) - set(rows):
         assert results[row] == unchanged, "a row of no segment"
     for row, segment, count, is_skipped in zip(rows, segments, after, skipped, strict=True):
@@ -96,6 +99,7 @@ def assert_same_prologue(backend, draw, counts, counter, found_inf=None):
             expected["update"] = _SKIPPED
         else:
             given = groups[segment["options"]]
-            expected = np.array((*coefficients(float(count), **given), 0), COEFFICIENTS)
-        same = results[row].tobytes()[:_USED] == expected.tobytes()[:_USED]
+            for name, number in coefficients(float(count), **given)._asdict().items():
+                expected[name] = number
+        same = results[row].tobytes()[:used] == expected.tobytes()[:used]
         assert same, f"step {count}: {results[row]}, expected {expected}"

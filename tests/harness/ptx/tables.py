@@ -3,6 +3,7 @@
 import ctypes
 
 import numpy as np
+import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from radam_fused.options import OPTION_NAMES
@@ -15,17 +16,33 @@ SEGMENT = np.dtype(
     [(role, "u8") for role in ROLES]
     + [(name, "i8") for name in ("numel", "first", "coefficients", "options")]
 )
-COEFFICIENTS = np.dtype(
-    [(name, "f8") for name in Coefficients._fields[:-1]] + [("update", "i4"), ("padding", "i4")]
-)
+
+
+def _coefficients(number, padding):
+    fields = [(name, number) for name in Coefficients._fields[:-1]]
+    return np.dtype([*fields, ("update", "i4"), *padding])
+
+
+# A row of StepCoefficients, by its arithmetic type.
+COEFFICIENTS = {
+    torch.float32: _coefficients("f4", []),
+    torch.float64: _coefficients("f8", [("padding", "i4")]),
+}
 OPTIONS = np.dtype(
     [(name, "f8") for name in OPTION_NAMES]
     + [("lr_at", "u8"), ("lr_is_float64", "i8"), ("grad_scale_at", "u8"), ("found_inf_at", "u8")]
 )
 
+CHUNK = 1024  # elements per block
+
 # Addresses of tables that the tests make.
-TABLES = {"segments": 0x7FFF_0000_0040, "options": 0x7FFF_1000_0010}
-TABLES["coefficients"] = 0x7FFF_2000_0008
+TABLES = {"segments": 0x7FFF_0000_0040, "options": 0x7FFF_1000_0018}
+TABLES["coefficients"], TABLES["index"] = 0x7FFF_2000_0010, 0x7FFF_3000_0004
+
+
+def arithmetic(param):
+    """The arithmetic type of a parameter's dtype."""
+    return torch.float64 if param == torch.float64 else torch.float32
 
 
 class Span:
@@ -64,22 +81,31 @@ class Workspaces:
     def segments(self, memory, address, count):
         return self.table(memory, "segments", address, SEGMENT, count)
 
-    def coefficients(self, memory, address, segments, writable=False):
+    def coefficients(self, memory, address, segments, dtype, writable=False):
+        """Add the coefficients of segments, in an arithmetic type."""
         rows = _rows(segments["coefficients"])
-        self.table(memory, "coefficients", address, COEFFICIENTS, rows, writable)
+        self.table(memory, "coefficients", address, COEFFICIENTS[dtype], rows, writable)
 
-    def allow_prologue(self, memory, count, segments, options, coefficients, counter_size):
+    def allow_prologue(self, memory, count, segments, options, coefficients, dtype, counter_size):
         """Add the memory of a prologue, given the addresses of its tables."""
         segments = self.segments(memory, segments, count)
         rows = _rows(segments["options"])
         options = self.table(memory, "options", options, OPTIONS, rows)
-        self.coefficients(memory, coefficients, segments, True)
+        self.coefficients(memory, coefficients, segments, dtype, True)
         _add_numbers(memory, segments, options, counter_size)
 
 
 def _rows(indices):
     """The number of rows that a table needs for some indices."""
     return int(indices.max()) + 1
+
+
+def index_of(segments, chunks, most):
+    """The entries of a ChunkIndex, and its shift."""
+    shift = next(shift for shift in range(63) if (chunks - 1 >> shift) + 2 <= most)
+    begins = (np.arange(chunks - 1 >> shift, dtype=np.int64) + 1 << shift) * CHUNK
+    found = np.searchsorted(segments["first"], [0, *begins], side="right") - 1
+    return np.array([*found, len(segments) - 1], np.int32), shift
 
 
 def add_arrays(memory, segments, sizes, amsgrad):

@@ -3,20 +3,34 @@
 import ctypes
 import struct
 import types
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from radam_fused.triton_kernels.compiled import CompiledKernels
+from radam_fused.triton_kernels.upload import INDEX_ENTRIES
 from triton.backends.compiler import GPUTarget
 
 from .backend import ARCHITECTURE, PtxBackend
 from .machine import PtxError
 from .memory import Memory
-from .tables import TABLES, Span, add_arrays
+from .tables import TABLES, Span, add_arrays, index_of
 
 _STREAM = 4321
 _BYTES = {tl.float64: 8, tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
+
+
+class Pointer(NamedTuple):
+    """The address of a tensor, which does not keep it alive."""
+
+    address: int
+    dtype: torch.dtype
+
+    @classmethod
+    def to(cls, tensor):
+        return cls(tensor.data_ptr(), tensor.dtype)
 
 
 class Driver:
@@ -76,7 +90,7 @@ class Driver:
             return
         self.launched.append(metadata.name)
         passed = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in passed]
-        given = {k: a.data_ptr() if isinstance(a, torch.Tensor) else a for k, a in given.items()}
+        given = {k: Pointer.to(a) if isinstance(a, torch.Tensor) else a for k, a in given.items()}
         allow = getattr(self, f"_{metadata.name}")
 
         def run():
@@ -87,16 +101,20 @@ class Driver:
         self._backend.stream.enqueue(run)
 
     def _step_kernel(
-        self, memory, programs, segments, num_segments, coefficients, P, G, M, AMSGRAD, **_
+        self, memory, programs, segments, index, index_shift, coefficients, P, G, M, AMSGRAD, **_
     ):
         workspaces = self._backend.workspaces
-        segments = workspaces.segments(memory, segments, num_segments)
-        workspaces.coefficients(memory, coefficients, segments)
+        count = (programs - 1 >> index_shift) + 2
+        entries = workspaces.table(memory, "index", index.address, np.dtype("i4"), count)
+        segments = workspaces.segments(memory, segments.address, int(entries[-1]) + 1)
+        dtype = torch.float64 if tl.float64 == P else torch.float32
+        workspaces.coefficients(memory, coefficients.address, segments, dtype)
         add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD)
 
     def _prologue_kernel(self, memory, programs, segments, device_options, coefficients, S):
-        tables = segments, device_options, coefficients
-        self._backend.workspaces.allow_prologue(memory, programs, *tables, _BYTES[S])
+        allow = self._backend.workspaces.allow_prologue
+        at = (pointer.address for pointer in (segments, device_options, coefficients))
+        allow(memory, programs, *at, coefficients.dtype, _BYTES[S])
 
 
 def pack(kernel, arguments):
@@ -148,19 +166,22 @@ class TritonPtx(PtxBackend):
         CompiledKernels(self.device, dtypes, amsgrad)
         return self.driver.loaded["step_kernel"]
 
-    def prologue_kernel(self, counter):
-        CompiledKernels(self.device, [torch.float32] * 3, False, counter)
+    def prologue_kernel(self, counter, dtype=torch.float32):
+        """The prologue kernel for a counter, and coefficients of an arithmetic type."""
+        CompiledKernels(self.device, [dtype] * 3, False, counter)
         return self.driver.loaded["prologue_kernel"]
 
     def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
         """Run some programs of a step. The tables are always in memory."""
-        for name, rows in (("segments", segments), ("coefficients", coefficients)):
+        index, shift = index_of(segments, grid, INDEX_ENTRIES)
+        tables = {"segments": segments, "index": index, "coefficients": coefficients}
+        for name, rows in tables.items():
             memory.allocate(name, TABLES[name], rows, False)
         kernel = self.step_kernel(dtypes, amsgrad)
-        given = TABLES["segments"], len(segments), TABLES["coefficients"]
+        given = TABLES["segments"], TABLES["index"], shift, TABLES["coefficients"]
         kernel.run(grid, pack(kernel, given), memory, blocks)
 
-    def run_prologue(self, memory, count, counter, *tables):
-        """Run a prologue over tables in memory."""
-        kernel = self.prologue_kernel(counter)
+    def run_prologue(self, memory, count, counter, dtype, *tables):
+        """Run a prologue over tables in memory, for coefficients of an arithmetic type."""
+        kernel = self.prologue_kernel(counter, dtype)
         kernel.run(count, pack(kernel, tables), memory)

@@ -1,0 +1,1 @@
+"""A rehearsal of the checks on a GPU, on a machine without one."""
