@@ -1,8 +1,8 @@
 """The optimizers of the benchmark: FusedRAdam and everything that a user could choose instead."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -93,6 +93,17 @@ def rivals_of(shapes: Shapes) -> dict[str, Callable[[Shapes], Step]]:
     return {name: make for name, make in RIVALS.items() if name not in skipped}
 
 
+def available(makers: Mapping[str, Callable[[], Step]]) -> dict[str, Step]:
+    """A step of each maker that can make one here; a warning names each that cannot."""
+    found = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except (ImportError, RuntimeError) as error:
+            warnings.warn(f"{name} is left out: {error}", stacklevel=2)
+    return found
+
+
 class SharedRivals(SharedTensors):
     """Optimizers of the benchmark on a GPU, on shared tensors."""
 
@@ -160,14 +171,8 @@ class SharedRivals(SharedTensors):
         return makers[name]()
 
     def steps(self, names: Sequence[str]) -> dict[str, Step]:
-        """A step of each optimizer that can run here; a warning names each that cannot."""
-        found = {}
-        for name in names:
-            try:
-                found[name] = self.step(name)
-            except (ImportError, RuntimeError) as error:
-                warnings.warn(f"{name} is left out: {error}", stacklevel=2)
-        return found
+        """A step of each optimizer that can run here."""
+        return available({name: partial(self.step, name) for name in names})
 
 
 def bytes_per_element(name: str, dtype: torch.dtype) -> int:

@@ -24,6 +24,7 @@ from . import variant
 from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, scaled, within
 from .cuda import in_a_process, most_elements, new_record, run_cases
 from .machine import RESULTS
+from .rivals import available
 from .tables import variants_table
 
 IN_USE = "in use"
@@ -117,7 +118,7 @@ class Tuned(SharedTensors):
         return step
 
     def steps(self) -> dict[str, Step]:
-        """A step of each variant that can be built; prints the reason where one cannot."""
+        """A step of each variant that can be built."""
         makers: dict[str, Callable[[], Step]] = {}
         for backend, one, variants in (
             ("cuda", self._cuda, CUDA),
@@ -126,13 +127,7 @@ class Tuned(SharedTensors):
             makers[f"{backend}, {IN_USE}"] = partial(self._step, backend)
             for given in variants:
                 makers[f"{backend}, {given.name}"] = partial(one, given)  # type: ignore[operator]
-        found = {}
-        for name, make in makers.items():
-            try:
-                found[name] = make()
-            except (ImportError, RuntimeError) as error:
-                print(f"{name} is left out: {error}", flush=True)
-        return found
+        return available(makers)
 
 
 def time_case(name: str, most: int, device: str = "cuda", clock: Clock = device_clock) -> Any:

@@ -121,7 +121,7 @@ def _install_cuda():
 
 
 def _install_backends():
-    from bench import variant
+    from bench import rivals, variant
     from radam_fused import backends
     from radam_fused.backends import cpu, launches
 
@@ -130,6 +130,7 @@ def _install_backends():
 
     use_extension(host_grid(), SimpleNamespace(setattr=setattr))
     variant.module = lambda one: host_grid()
+    rivals.available = lambda makers: {name: make() for name, make in makers.items()}
     for name in ("cuda", "triton"):
         backends.BACKENDS[name] = backends.BACKENDS[name]._replace(
             unavailable=lambda: None, unsupported=cpu.unsupported, only_by_name=lambda: False
