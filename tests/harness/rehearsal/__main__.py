@@ -39,7 +39,8 @@ def main() -> None:
         for command, env in ((with_stand_in, environment()), (drivers, os.environ | OFFLINE))
         if subprocess.run(command, cwd=ROOT, env=env).returncode != 0
     ]
-    sys.exit("\n".join(map(" ".join, failed)))
+    if failed:
+        sys.exit("\n".join(map(" ".join, failed)))
 
 
 if __name__ == "__main__":
