@@ -103,19 +103,22 @@ def _load(
 
 
 @triton.jit
-def _store_array(address, start, values, TYPE: tl.constexpr, WORDS: tl.constexpr):
-    """Store a whole block whose threads hold WORDS neighbouring 128-bit words each: 1, 2 or 4.
+def _store_array(
+    address, start, mask, values, TYPE: tl.constexpr, WHOLE: tl.constexpr, WORDS: tl.constexpr
+):
+    """Store a block. The threads of a whole one hold WORDS neighbouring 128-bit words: 1, 2 or 4.
 
     Each store takes one word of every thread. A single one for all words would have to exchange
     them between the threads first, through shared memory.
     """
     x = values.to(TYPE)
-    first = tl.multiple_of(address.to(tl.pointer_type(TYPE)) + start, 16)
-    if WORDS == 1:
-        tl.store(first + tl.arange(0, x.shape[0]), x)
+    SIZE: tl.constexpr = x.shape[0]
+    if WORDS == 1 or not WHOLE:
+        tl.store(_array(address, start, TYPE, SIZE, WHOLE), x, mask=mask)
     else:
+        first = tl.multiple_of(address.to(tl.pointer_type(TYPE)) + start, 16)
         WIDTH: tl.constexpr = 128 // TYPE.primitive_bitwidth
-        THREADS: tl.constexpr = x.shape[0] // (WORDS * WIDTH)
+        THREADS: tl.constexpr = SIZE // (WORDS * WIDTH)
         thread = tl.arange(0, THREADS)[:, None] * (WORDS * WIDTH) + tl.arange(0, WIDTH)[None, :]
         if WORDS == 2:
             even, odd = tl.split(x.reshape(THREADS, 2, WIDTH).permute(0, 2, 1))
@@ -142,27 +145,17 @@ def _store(
     G: tl.constexpr,
     M: tl.constexpr,
     AMSGRAD: tl.constexpr,
-    SIZE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """Store the results of `update`, converted to the stored types."""
-    if WHOLE:
-        # A thread holds as many elements as fill a word in the narrowest type.
-        BITS: tl.constexpr = min(
-            P.primitive_bitwidth, min(G.primitive_bitwidth, M.primitive_bitwidth)
-        )
-        WORDS: tl.constexpr = M.primitive_bitwidth // BITS
-        _store_array(addresses[PARAM], start, p, P, P.primitive_bitwidth // BITS)
-        _store_array(addresses[EXP_AVG], start, m, M, WORDS)
-        _store_array(addresses[EXP_AVG_SQ], start, v, M, WORDS)
-        if AMSGRAD:
-            _store_array(addresses[MAX_EXP_AVG_SQ], start, s, M, WORDS)
-    else:
-        tl.store(_array(addresses[PARAM], start, P, SIZE, WHOLE), p.to(P), mask=mask)
-        tl.store(_array(addresses[EXP_AVG], start, M, SIZE, WHOLE), m.to(M), mask=mask)
-        tl.store(_array(addresses[EXP_AVG_SQ], start, M, SIZE, WHOLE), v.to(M), mask=mask)
-        if AMSGRAD:
-            tl.store(_array(addresses[MAX_EXP_AVG_SQ], start, M, SIZE, WHOLE), s.to(M), mask=mask)
+    # In a whole block, a thread holds as many elements as fill a word in the narrowest type.
+    BITS: tl.constexpr = min(P.primitive_bitwidth, min(G.primitive_bitwidth, M.primitive_bitwidth))
+    WORDS: tl.constexpr = M.primitive_bitwidth // BITS
+    _store_array(addresses[PARAM], start, mask, p, P, WHOLE, P.primitive_bitwidth // BITS)
+    _store_array(addresses[EXP_AVG], start, mask, m, M, WHOLE, WORDS)
+    _store_array(addresses[EXP_AVG_SQ], start, mask, v, M, WHOLE, WORDS)
+    if AMSGRAD:
+        _store_array(addresses[MAX_EXP_AVG_SQ], start, mask, s, M, WHOLE, WORDS)
 
 
 @triton.jit
@@ -186,7 +179,7 @@ def _step_part(
     p, m, v, s = update(p, g, m, v, s, coefficients, kind, AMSGRAD)
     # Only here, so that the loads do not wait for the kind.
     if kind != SKIPPED:
-        _store(addresses, start, mask, p, m, v, s, P, G, M, AMSGRAD, SIZE, WHOLE)
+        _store(addresses, start, mask, p, m, v, s, P, G, M, AMSGRAD, WHOLE)
 
 
 @triton.jit

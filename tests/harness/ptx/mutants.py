@@ -40,13 +40,10 @@ def _changes(text, change):
 def _idle(text):
     """The registers that affect no result.
 
-    Where a search begins; addresses of which only the alignment is used, which are sums of
-    multiples of 16; and what a division by a power of two adds to numbers below zero.
+    Addresses of which only the alignment is used, which are sums of multiples of 16; and what a
+    division by a power of two adds to numbers below zero.
     """
-    found = set(re.findall(r"(?:cvt\.rzi\.s64\.f32|div\.[su]\d+)\s+(%\w+)", text))
-    found |= set(re.findall(r"cvt\.rzi\.s64\.f32\s+%\w+, (%\w+)", text))
-    for name in (r"cvt\.u64\.u32\s+(%\w+), (%\w+);", r"add\.s64\s+(%\w+), (%\w+), 1;"):
-        found |= {made for made, used in re.findall(name, text) if used in found}
+    found = set()
     for pair in re.findall(r"or\.b64\s+%\w+, (%\w+), (%\w+);", text):
         found |= {name for name in pair if len(re.findall(rf"{name}\b", text)) == 2}
     for name in re.findall(r"shl\.b64\s+(%\w+)", text):
