@@ -85,10 +85,12 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def(py::init<const std::vector<std::string>&, std::int64_t, bool>(), py::arg("state"),
            py::arg("chunk") = 1, py::arg("counts_on_device") = false)
       .def("add", &TensorTable::add, py::arg("place"), py::arg("types"),
-           py::arg("flat") = py::none(), py::arg("offset") = 0)
+           py::arg("dtensor") = py::none(), py::arg("flat") = py::none(), py::arg("offset") = 0)
       .def("__len__", &TensorTable::size)
       .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"))
       .def("misfit", &TensorTable::misfit)
+      .def("misplaced", &TensorTable::misplaced)
+      .def("take_gradients", &TensorTable::take_gradients, py::arg("redistributed"))
       .def("has_moved", &TensorTable::has_moved)
       .def("written_ranges", &TensorTable::written_ranges)
       .def_static("are_apart", &TensorTable::are_apart, py::arg("tables"))

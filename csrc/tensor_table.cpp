@@ -160,8 +160,8 @@ TensorTable::TensorTable(const std::vector<std::string>& state, std::int64_t chu
   work_.counts_on_device = counts_on_device;
 }
 
-void TensorTable::add(Place place, const std::vector<py::object>& types, const py::object& flat,
-                      std::int64_t offset) {
+void TensorTable::add(Place place, const std::vector<py::object>& types, const py::object& dtensor,
+                      const py::object& flat, std::int64_t offset) {
   for (const py::object& type : types) {
     if (!is_known(type.ptr())) types_.push_back(type);
   }
@@ -171,6 +171,10 @@ void TensorTable::add(Place place, const std::vector<py::object>& types, const p
   if (!flat.is_none()) {
     const Range buffer = contiguous_range(flat, "flat");
     row.flat_at = static_cast<char*>(buffer.address) + offset * (buffer.dtype.bits / 8);
+  }
+  if (!dtensor.is_none()) {
+    row.dtensor = static_cast<std::int32_t>(dtensors_.size());
+    dtensors_.push_back({Placement(dtensor.ptr())});
   }
   rows_.push_back(row);
 }
@@ -286,6 +290,9 @@ bool TensorTable::read(const py::list& groups, const py::object& states) {
       prefetch(ahead.tensors[role::param], ahead.sizes[role::param], 5, 6);
       prefetch(ahead.tensors[role::grad], ahead.sizes[role::grad], 5, 6);
       for (int r = kFirstState; r < kRoles; ++r) prefetch(ahead.tensors[r], ahead.sizes[r], 3, 1);
+      if (ahead.dtensor >= 0) {
+        for (const void* tensor : dtensors_[ahead.dtensor].tensors) __builtin_prefetch(tensor);
+      }
       if (ahead.state_index < states_.size()) {
         __builtin_prefetch(states_[ahead.state_index].second);
       }
@@ -312,12 +319,14 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   Segment& segment = work_.segments.back();
   hold(Py_NewRef(param));
   written_.push_back(param);
+  PyObject* const local = memory_of(row, role::param, param);
+  if (local == nullptr) return fail(row, role::param);
   dlpack::TensorView v;
-  Fit fit = view(param, role::param, row.numel, v);
-  if (fit == Fit::misfits || !remember(row, role::param, param, v)) return fail(row, role::param);
+  const Fit fit = view(local, role::param, row.numel, v);
+  if (fit == Fit::misfits || !remember(row, role::param, local, v)) return fail(row, role::param);
   const bool is_new = row.ndim < 0;
   const bool is_as_before = fit == Fit::fits && compare_layout(v, row) == Fit::fits;
-  PyObject* dense = param;
+  PyObject* dense = local;
   row.is_copied = false;
   if (row.flat_at != nullptr && !is_new) {
     if (!is_as_before || (row.numel > 0 && address(v) != row.flat_at))
@@ -327,28 +336,26 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
     if (fit == Fit::odd || !is_dense(v)) {
       if (overlaps_itself(v)) return fail(row, role::param);
       row.is_copied = true;
-      py::object copy = dense_copy(param, param);
+      py::object copy = dense_copy(local, local);
       dense = copy.ptr();
-      copied_.emplace_back(py::reinterpret_borrow<py::object>(param), std::move(copy));
+      copied_.emplace_back(py::reinterpret_borrow<py::object>(local), std::move(copy));
       if (view(dense, role::param, row.numel, v) != Fit::fits) return fail(row, role::param);
     }
     keep_layout(v, row);
   }
   place(segment, row, role::param, v);
 
-  fit = view(grad.ptr(), role::grad, row.numel, v);
-  if (fit == Fit::misfits || !remember(row, role::grad, grad.ptr(), v)) {
-    return fail(row, role::grad);
+  const bool is_misplaced = row.dtensor >= 0 && is_dtensor(grad.ptr()) &&
+                            !dtensors_[row.dtensor].placement.agrees_with(grad.ptr());
+  if (is_misplaced) {
+    // Only its types are known before it is redistributed.
+    const py::object part = local_tensor(grad.ptr());
+    if (view(part.ptr(), role::grad, row.numel, v) == Fit::misfits) return fail(row, role::grad);
+    place(segment, row, role::grad, v);
+    segment.at[role::grad] = nullptr;
+  } else if (!read_gradient(row, segment, grad, dense)) {
+    return false;
   }
-  const Fit layout = compare_layout(v, row);
-  if (layout == Fit::misfits) return fail(row, role::grad);
-  if (fit == Fit::odd || layout == Fit::odd) {
-    grad = dense_copy(grad.ptr(), dense);
-    fit = view(grad.ptr(), role::grad, row.numel, v);
-    if (fit != Fit::fits || compare_layout(v, row) != Fit::fits) return fail(row, role::grad);
-  }
-  place(segment, row, role::grad, v);
-  hold(grad.release().ptr());
 
   PyObject* const state = state_of(row, param);
   if (state == nullptr) return fail(row, role::step);
@@ -356,9 +363,10 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
     if (!has_[r]) continue;
     py::object item = item_of(state, torch_objects().roles[r]);
     if (!item) return fail(row, r);
-    PyObject* const tensor = item.ptr();
+    PyObject* tensor = item.ptr();
     hold(item.release().ptr());
-    if (view(tensor, r, row.numel, v) != Fit::fits) return fail(row, r);
+    if (kRoleKinds[r] != RoleKind::counter) tensor = memory_of(row, r, tensor);
+    if (tensor == nullptr || view(tensor, r, row.numel, v) != Fit::fits) return fail(row, r);
     const bool fits =
         kRoleKinds[r] == RoleKind::counter ? is_one_number(v) : compare_layout(v, row) == Fit::fits;
     if (!fits) return fail(row, r);
@@ -385,7 +393,66 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
     steps_.push_back({counter, next});
     segment.coefficients_index = static_cast<std::int64_t>(count_index(row, next));
   }
-  close_segment();
+  const bool has_segment = close_segment();
+  if (is_misplaced) {
+    const std::ptrdiff_t last = static_cast<std::ptrdiff_t>(work_.segments.size()) - 1;
+    misplaced_.push_back({static_cast<std::size_t>(&row - rows_.data()), has_segment ? last : -1,
+                          kept, std::move(grad), py::reinterpret_borrow<py::object>(dense)});
+  }
+  return true;
+}
+
+// The tensor that holds the memory of one of a row's tensors: for a DTensor, its local tensor. Null
+// if the row is one of DTensors and this is none, or if it is placed in another way than the
+// parameter was when it was added. That of a gradient has been compared before.
+PyObject* TensorTable::memory_of(Row& row, int role, PyObject* tensor) {
+  if (row.dtensor < 0) return tensor;  // view() rejects a DTensor
+  if (!is_dtensor(tensor)) return nullptr;
+  DTensors& more = dtensors_[row.dtensor];
+  more.tensors[role] = tensor;
+  if (role == role::param && !more.placement.is_of(tensor)) return nullptr;
+  if (role >= kFirstState && !more.placement.agrees_with(tensor)) return nullptr;
+  PyObject* const local = local_tensor(tensor).release().ptr();
+  hold(local);
+  row.tensors[role] = local;
+  return local;
+}
+
+bool TensorTable::read_gradient(Row& row, Segment& segment, py::object grad, PyObject* dense) {
+  PyObject* const local = memory_of(row, role::grad, grad.ptr());
+  if (local == nullptr) return fail(row, role::grad);
+  hold(grad.release().ptr());
+  dlpack::TensorView v;
+  Fit fit = view(local, role::grad, row.numel, v);
+  if (fit == Fit::misfits || !remember(row, role::grad, local, v)) return fail(row, role::grad);
+  const Fit layout = compare_layout(v, row);
+  if (layout == Fit::misfits) return fail(row, role::grad);
+  if (fit == Fit::odd || layout == Fit::odd) {
+    PyObject* const copy = dense_copy(local, dense).release().ptr();
+    hold(copy);
+    fit = view(copy, role::grad, row.numel, v);
+    if (fit != Fit::fits || compare_layout(v, row) != Fit::fits) return fail(row, role::grad);
+  }
+  place(segment, row, role::grad, v);
+  return true;
+}
+
+std::vector<std::tuple<Place, py::object, py::object>> TensorTable::misplaced() const {
+  std::vector<std::tuple<Place, py::object, py::object>> found;
+  for (const Misplaced& it : misplaced_) {
+    found.emplace_back(rows_[it.row].place, it.param, it.grad);
+  }
+  return found;
+}
+
+bool TensorTable::take_gradients(const std::vector<py::object>& redistributed) {
+  for (std::size_t i = 0; i < misplaced_.size(); ++i) {
+    const Misplaced& it = misplaced_[i];
+    Segment none{};
+    Segment& segment = it.segment < 0 ? none : work_.segments[it.segment];
+    if (!read_gradient(rows_[it.row], segment, redistributed.at(i), it.dense.ptr())) return false;
+  }
+  misplaced_.clear();
   return true;
 }
 
@@ -502,6 +569,7 @@ bool TensorTable::is_continued() const {
   if (before.coefficients_index != last.coefficients_index) return false;
   for (int r = 0; r < kRoles; ++r) {
     if (kRoleKinds[r] == RoleKind::counter || !has_[r]) continue;
+    if (before.at[r] == nullptr || last.at[r] == nullptr) return false;  // a misplaced gradient
     if (static_cast<char*>(before.at[r]) + before.numel * element_bytes(r) != last.at[r]) {
       return false;
     }
@@ -510,12 +578,13 @@ bool TensorTable::is_continued() const {
 }
 
 // Merges the last segment into the one before it, drops it if it is empty, or sets its `first`.
-void TensorTable::close_segment() {
+// Returns false if it is dropped.
+bool TensorTable::close_segment() {
   const std::int64_t numel = work_.segments.back().numel;
   // A device also counts the steps of parameters without elements.
   if (numel == 0 && !work_.counts_on_device) {
     work_.segments.pop_back();
-    return;
+    return false;
   }
   if (is_continued()) {
     work_.segments.pop_back();
@@ -525,6 +594,7 @@ void TensorTable::close_segment() {
   }
   const Segment& last = work_.segments.back();
   padded_ = last.first + ((last.numel + chunk_ - 1) & -chunk_);
+  return true;
 }
 
 void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
@@ -580,6 +650,7 @@ void TensorTable::add_coefficients(const StepCoefficients<double>& given) {
 }
 
 const Work& TensorTable::start() {
+  if (!misplaced_.empty()) throw std::logic_error("a gradient has not been redistributed");
   // The list is kept between steps, filled with None.
   const auto count = static_cast<Py_ssize_t>(written_.size());
   if (py::len(list_) != written_.size()) list_ = py::list(written_.size());
@@ -615,6 +686,7 @@ void TensorTable::release() {
   written_.clear();
   copied_.clear();
   scalars_.clear();
+  misplaced_.clear();
   // Swapped out first: releasing a tensor can run Python code.
   std::vector<std::pair<PyObject*, PyObject*>> states;
   states.swap(states_);

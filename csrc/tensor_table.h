@@ -10,6 +10,7 @@
 #include <pybind11/pybind11.h>
 
 #include "dlpack.h"
+#include "dtensor.h"
 #include "group_options.h"
 #include "segments.h"
 #include "waiting.h"
@@ -32,11 +33,12 @@ class TensorTable {
   TensorTable(const TensorTable&) = delete;
   TensorTable& operator=(const TensorTable&) = delete;
 
-  // Adds a parameter. types: the types of its tensors, all of which have their own memory. flat:
-  // the flat buffer that must hold the parameter at an offset, or None. The first row that is read
-  // determines the device and the dtypes of the launch.
-  void add(Place place, const std::vector<py::object>& types, const py::object& flat,
-           std::int64_t offset);
+  // Adds a parameter. types: the types of its tensors, or of their local tensors, all of which have
+  // their own memory. dtensor: the parameter if it is a DTensor, or None; the row then takes only
+  // DTensors. flat: the flat buffer that must hold the parameter at an offset, or None. The first
+  // row that is read determines the device and the dtypes of the launch.
+  void add(Place place, const std::vector<py::object>& types, const py::object& dtensor,
+           const py::object& flat, std::int64_t offset);
   std::size_t size() const { return rows_.size(); }
   std::int64_t chunk() const { return chunk_; }
 
@@ -45,6 +47,13 @@ class TensorTable {
   // any more; misfit() returns its place and the name of its tensor.
   bool read(const py::list& groups, const py::object& states);
   std::pair<Place, std::string> misfit() const { return misfit_; }
+
+  // The place, the parameter and the gradient of the rows whose gradient is a DTensor that is
+  // placed in another way than its parameter. Before the step, they need the same gradients,
+  // redistributed.
+  std::vector<std::tuple<Place, py::object, py::object>> misplaced() const;
+  // Returns false if one of them does not fit; misfit() returns which.
+  bool take_gradients(const std::vector<py::object>& redistributed);
 
   // Whether a tensor that the step writes lies at another address than at the last step.
   bool has_moved() const { return has_moved_; }
@@ -98,6 +107,20 @@ class TensorTable {
     const void* sizes[kRoles] = {};    // addresses of their sizes, also for prefetches
     const void* at[kRoles] = {};       // addresses of their elements
     bool is_copied = false;            // whether a temporary copy of the parameter is updated
+    std::int32_t dtensor = -1;         // index in dtensors_; -1: the tensors are no DTensors
+  };
+  // What a row of DTensors needs more.
+  struct DTensors {
+    Placement placement;
+    const void* tensors[kRoles] = {};  // of the last step, only for prefetches
+  };
+  // A gradient that has to be redistributed.
+  struct Misplaced {
+    std::size_t row;
+    std::ptrdiff_t segment;  // -1: the local tensors have no elements
+    py::object param;
+    py::object grad;
+    py::object dense;  // local tensor of the parameter, or its dense copy
   };
   struct Step {
     void* counter;
@@ -106,6 +129,8 @@ class TensorTable {
   enum class Fit { fits, odd, misfits };
 
   bool read_row(Row& row, PyObject* param);
+  bool read_gradient(Row& row, Segment& segment, py::object grad, PyObject* dense);
+  PyObject* memory_of(Row& row, int role, PyObject* tensor);
   PyObject* state_of(Row& row, PyObject* param);
   bool fail(const Row& row, int role);
   void hold(PyObject* reference) { held_.push_back(reference); }
@@ -119,7 +144,7 @@ class TensorTable {
   int decide_types();
   int element_bytes(int role) const;
   bool is_continued() const;
-  void close_segment();
+  bool close_segment();
   std::size_t count_index(Row& row, double step);
   void add_coefficients(const StepCoefficients<double>& given);
   template <typename T>
@@ -128,6 +153,7 @@ class TensorTable {
   std::int64_t chunk_;
   bool has_[kRoles] = {};
   std::vector<Row> rows_;
+  std::vector<DTensors> dtensors_;
   std::vector<std::int64_t> layouts_;
   std::vector<py::object> types_;  // subclasses of torch.Tensor that have their own memory
   bool types_known_ = false;
@@ -147,7 +173,8 @@ class TensorTable {
   std::vector<PyObject*> written_;  // the parameters among them
   py::list list_;                   // written_ as a Python list, for increment_version
   std::vector<std::pair<py::object, py::object>> copied_;  // a parameter and its dense copy
-  std::vector<py::object> scalars_;                        // gradient scale and overflow flag
+  std::vector<Misplaced> misplaced_;
+  std::vector<py::object> scalars_;  // gradient scale and overflow flag
 };
 
 }  // namespace radam

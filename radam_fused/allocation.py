@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from .dtensors import are_placed_alike, is_dtensor, local, placed_like, redistribute
 from .extension import _C
 from .options import Group, OptionSet
 from .state import (
@@ -72,7 +73,7 @@ def complete_states(new: Sequence[New]) -> None:
     """Add the tensors that states lack.
 
     A new moment is zero and has the shape, device and, if the parameter is dense, memory order of
-    the parameter. Each tensor has its own storage.
+    the parameter; that of a DTensor is a DTensor. Each tensor has its own storage.
     """
     lacking = [member for member in new if not all(name in member.state for name in member.names)]
     small = [_is_small(member.param) for member in lacking]
@@ -90,6 +91,7 @@ def complete_states(new: Sequence[New]) -> None:
 
 def _is_small(param: Tensor) -> bool:
     """Whether new moments of a parameter go into a shared block of memory."""
+    param = local(param)
     return (
         _C is not None
         and param.numel() <= SMALL
@@ -124,15 +126,15 @@ def numbers_of(tensor: Tensor) -> list[Tensor]:
 def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
     small = defaultdict(list)
     for member, is_small in new:
-        param, dtype = member.param, member.moment_dtype()
+        param, dtype = local(member.param), member.moment_dtype()
         if is_small:
             small[param.device, dtype].append(member)
         else:
-            member.state[name] = torch.zeros_like(
-                param, dtype=dtype, memory_format=torch.preserve_format
-            )
+            moment = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            member.state[name] = placed_like(member.param, moment)
     for (device, dtype), members in small.items():
-        sizes = [-(-m.param.numel() * dtype.itemsize // LINE) * LINE for m in members]
+        params = [local(member.param) for member in members]
+        sizes = [-(-param.numel() * dtype.itemsize // LINE) * LINE for param in params]
         ends = list(accumulate(sizes))
         first = 0  # first member of a block
         while first < len(members):
@@ -142,9 +144,9 @@ def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
                 (ends[end - 1] - start) // dtype.itemsize, dtype=dtype, device=device
             )
             for i in range(first, end):
-                param = members[i].param
                 offset = (ends[i] - sizes[i] - start) // dtype.itemsize
-                members[i].state[name] = _C.slice_of(arena, offset, param.shape, param.stride())
+                moment = _C.slice_of(arena, offset, params[i].shape, params[i].stride())
+                members[i].state[name] = placed_like(members[i].param, moment)
             first = end
 
 
@@ -171,15 +173,26 @@ def move_counters(counters: Iterable[tuple[State, torch.device, torch.dtype]]) -
             step.data = number
 
 
+def take_over_placements(param: Tensor, state: State, names: Iterable[str]) -> None:
+    """Redistribute moments that are placed in another way than their parameter.
+
+    A collective operation.
+    """
+    if is_dtensor(param):
+        moving = [name for name in names if not are_placed_alike(param, state[name])]
+        state.update(redistribute({name: (state[name], param) for name in moving}))
+
+
 def take_over_layout(param: Tensor, state: State, names: Iterable[str]) -> None:
     """Convert moments to the parameter's memory order; a checkpoint can have another one.
 
     Each moment stays the same object.
     """
+    param = local(param)
     stride = param.stride()
     expected: tuple[int, ...] | None = None
     for name in names:
-        moment = state[name]
+        moment = local(state[name])
         is_lazy = moment.is_complex() and moment.is_conj()
         if moment.stride() == stride and not is_lazy:
             continue

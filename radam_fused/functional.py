@@ -10,6 +10,7 @@ from torch import Tensor
 from . import backends
 from .allocation import move_counters
 from .docstrings import documents
+from .dtensors import local
 from .faults import changed
 from .options import COEFFICIENTS, RADAM
 from .separation import are_apart
@@ -92,7 +93,8 @@ def radam_step_(
         alias = param.detach()
         alias.grad_dtype = None  # any floating dtype
         alias.grad = grad
-        aliases.append((alias, backends.select(backend, param, name, False, False)))
+        chosen, _ = backends.select(backend, local(param), name, False, False)
+        aliases.append((alias, chosen))
         # New tensor objects: a launch may change their data, but not the caller's tensors.
         states[alias] = {key: tensor.detach() for key, tensor in state.items()}
         states[alias]["step"] = states[alias]["step"].clone()
@@ -116,10 +118,10 @@ def radam_step_(
     launches.run()
     for i, (alias, _) in enumerate(aliases):
         for key in moments:
-            if (
-                states[alias][key].data_ptr() != lists[key][i].data_ptr()
-            ):  # converted to another memory order
-                lists[key][i].copy_(states[alias][key])
+            moment, given = states[alias][key], lists[key][i]
+            # Converted to another memory order or placement.
+            if local(moment).data_ptr() != local(given).data_ptr():
+                given.copy_(moment)
     for counter in state_steps:
         counter += 1
 

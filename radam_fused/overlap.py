@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .dtensors import local
+
 
 class Range(NamedTuple):
     """A range of memory without gaps.
@@ -28,6 +30,7 @@ class Range(NamedTuple):
 
 def extent(tensor: Tensor, name: str) -> Range:
     """The range from the first to the last element of a tensor that is not empty."""
+    tensor = local(tensor)
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     elements = 1 + sum((size - 1) * stride for size, stride in steps)
     first = tensor.data_ptr()

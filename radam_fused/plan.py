@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from . import backends
 from .allocation import New, complete_states, move_counters, new
@@ -19,10 +20,11 @@ from .backends import (
     name_of,
     params_of,
 )
+from .dtensors import local
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
-from .options import OptionSet
+from .options import OptionSet, warn_user
 from .overlap import Range, extent
 from .separation import are_apart, check_apart
 from .state import MOMENTS, State, check_grad, check_param, check_state
@@ -56,7 +58,7 @@ class Plan:
         options: The options of the optimizer's class.
         flat_groups: The flat buffers of each parameter group; empty without them.
         graph_launches: Launches of earlier plans whose memory captured graphs still use.
-        warned: Misspelled options that the user has been warned of.
+        warned: What the user has been warned of: misspelled options, and the eager backend.
 
     Attributes:
         launches: The launches of the planned parameters.
@@ -216,7 +218,8 @@ class Plan:
     def _check(self, places: Sequence[Place], groups: Groups, states: States) -> list[_Planned]:
         """Check parameters with their gradients and states, and choose a backend for each."""
         found = []
-        chosen: dict[tuple[Any, ...], Backend] = {}
+        chosen: dict[tuple[Any, ...], tuple[Backend, str]] = {}
+        slow: list[tuple[Tensor, str, str]] = []  # parameters for eager, and why
         params = [params_of(group) for group in groups]
         for place in places:
             group = groups[place[0]]
@@ -237,12 +240,14 @@ class Plan:
             if home is not None:
                 home[1].check(name)
             differentiable, capturable = group["differentiable"], group["capturable"]
-            kind = type(param), param.device, differentiable, capturable
+            kind = type(local(param)), param.device, differentiable, capturable
             if kind not in chosen:
                 chosen[kind] = backends.select(
-                    self._backend, param, name, differentiable, capturable
+                    self._backend, local(param), name, differentiable, capturable
                 )
-            backend = self._addressing(chosen[kind], (grad, *state.values()), name)
+            backend, why = self._addressing(*chosen[kind], (grad, *state.values()), name)
+            if backend.name == "eager" and not differentiable and _has_values(param):
+                slow.append((param, name, why))
             needs = new(param, state, group, self._options)
             on_device = backend.supports_capturable and self._counts_on_device(group, state)
             found.append(_Planned(place, param, grad, needs, backend, home, on_device))
@@ -251,23 +256,45 @@ class Plan:
             dense: list[Range] = []
             gapped: list[Range] = []
             for it in found:
-                if has_own_memory(it.param) and it.param.numel() > 0:
+                if has_own_memory(local(it.param)) and local(it.param).numel() > 0:
                     ranges = dense if is_dense(it.param) else gapped
                     ranges.append(extent(it.param, name_of(groups, it.place)))
             check_apart(dense, gapped)
+        self._warn_of_eager(slow, groups)
         return found
 
-    def _addressing(self, backend: Backend, tensors: Iterable[Any], name: str) -> Backend:
-        """The backend, or eager if a tensor keeps its memory in other tensors."""
-        for tensor in tensors:
+    def _warn_of_eager(self, slow: list[tuple[Tensor, str, str]], groups: Groups) -> None:
+        """Warn once if "auto" chose eager for more than 1 % of the elements with a gradient."""
+        if self._backend != "auto" or not slow or "backend" in self._warned:
+            return
+        elements = sum(param.numel() for param, *_ in slow)
+        params = (params_of(groups[g])[i] for g, i in _with_gradient(groups))
+        total = sum(param.numel() for param in params)
+        if elements <= total / 100:
+            return
+        self._warned.add("backend")
+        _, name, why = max(slow, key=lambda it: it[0].numel())
+        warn_user(
+            f"backend='auto' steps {len(slow)} parameters with {elements / total:.0%} of the "
+            f"elements on the eager backend, which is slow. {name}: {why}"
+        )
+
+    def _addressing(
+        self, backend: Backend, why: str, tensors: Iterable[Any], name: str
+    ) -> tuple[Backend, str]:
+        """The backend, or eager and the reason if a tensor keeps its memory in other tensors."""
+        if backend.name == "eager":
+            return backend, why
+        for tensor in map(local, tensors):
             if isinstance(tensor, Tensor) and not has_own_memory(tensor):
-                if backend.name != "eager" and self._backend != "auto":
-                    raise RuntimeError(
-                        f"backend={backend.name!r} cannot step {name}: its gradient or state has a "
-                        f"{type(tensor).__name__}, which keeps its memory in other tensors"
-                    )
-                return backends.BACKENDS["eager"]
-        return backend
+                reason = (
+                    f"its gradient or state has a {type(tensor).__name__}, which keeps its memory "
+                    "in other tensors"
+                )
+                if self._backend != "auto":
+                    raise RuntimeError(f"backend={backend.name!r} cannot step {name}: {reason}")
+                return backends.BACKENDS["eager"], reason
+        return backend, why
 
     def _counts_on_device(self, group: dict[str, Any], state: State) -> bool:
         """Whether the device counts the steps of a parameter, if its backend can."""
@@ -280,6 +307,11 @@ class Plan:
         """The buffer and the slot of a parameter, or None if it lies in no flat buffer."""
         found = (flat.find(param) for flat in self._flat_groups)
         return next((home for home in found if home is not None), None)
+
+
+def _has_values(param: Tensor) -> bool:
+    """Whether a step of a parameter computes anything."""
+    return not (param.is_meta or isinstance(param, FakeTensor))
 
 
 def _with_gradient(groups: Groups) -> list[Place]:

@@ -29,7 +29,8 @@ def processor() -> str:
 def automatic(device: str) -> str:
     """The backend that backend="auto" takes for a float32 parameter on a device."""
     param = torch.zeros(1, device=device)
-    return backends.select("auto", param, "the parameter", False, False).name
+    backend, _ = backends.select("auto", param, "the parameter", False, False)
+    return backend.name
 
 
 def _kernels() -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .dtensors import check_alike, check_not_partial
 from .options import Group, OptionSet
 from .tensors import (
     check_memory,
@@ -102,13 +103,14 @@ def check_param(param: Tensor, name: str) -> None:
     Raises:
         TypeError: It is not a tensor, or its dtype is none of float64, float32, bfloat16, float16,
             complex128 and complex64.
-        ValueError: The layout is not strided, several elements share memory, or the storage was
-            freed.
+        ValueError: The layout is not strided, several elements share memory, the storage was freed,
+            or it is a DTensor with a partial placement.
     """
     check_tensor(param, name, "a tensor")
     if param.dtype not in _ARITHMETIC:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in _ARITHMETIC)
         raise TypeError(f"{name} has dtype {param.dtype}, expected one of {supported}")
+    check_not_partial(param, name)
     check_writable(param, name)
 
 
@@ -116,10 +118,10 @@ def check_grad(param: Tensor, grad: Tensor, name: str, algorithm: str = "RAdam")
     """Check a gradient against its parameter. It can have another real or complex dtype.
 
     Raises:
-        TypeError: It is not a tensor.
+        TypeError: It is not a tensor, or only one of both is a DTensor.
         RuntimeError: The gradient is sparse.
-        ValueError: Its device or shape differs from the parameter's, only one is complex, its dtype
-            is no dtype of a parameter, or its storage was freed.
+        ValueError: Its device, shape or mesh differs from the parameter's, only one is complex, its
+            dtype is no dtype of a parameter, or its storage was freed.
     """
     check_tensor(grad, f"gradient of {name}", "a tensor")
     if grad.layout != torch.strided:
@@ -132,6 +134,7 @@ def check_grad(param: Tensor, grad: Tensor, name: str, algorithm: str = "RAdam")
         )
     if grad.dtype not in _ARITHMETIC or grad.is_complex() != param.is_complex():
         raise ValueError(f"gradient of {name} has dtype {grad.dtype}, expected {param.dtype}")
+    check_alike(param, grad, f"gradient of {name}")
     check_memory(grad, f"the gradient of {name}")
 
 
@@ -179,8 +182,9 @@ def check_state(param: Tensor, state: Any, name: str) -> None:
 
     Raises:
         KeyError: A tensor is missing.
-        TypeError: It is not a mapping, or holds something else than tensors.
-        ValueError: A tensor has another device, shape, dtype or layout than the parameter requires,
+        TypeError: It is not a mapping, holds something else than tensors, or only one of a moment
+            and the parameter is a DTensor.
+        ValueError: A tensor has another device, shape, mesh, dtype or layout than is required,
             elements that share memory, or no memory; or the step count is negative, infinite or
             NaN.
     """
@@ -203,6 +207,7 @@ def check_state(param: Tensor, state: Any, name: str) -> None:
             continue
         moment = state[key]
         check_moment_shape(param, moment, f"{key} of {name}")
+        check_alike(param, moment, f"{key} of {name}")
         if moment.device != param.device:
             raise ValueError(f"{key} of {name} is on {moment.device}, expected {param.device}")
         if moment.dtype not in expected_dtypes:

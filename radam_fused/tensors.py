@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dtensors import local
+
 
 def has_own_memory(tensor: Tensor) -> bool:
     """Whether a tensor has memory, unlike a subclass that wraps other tensors, such as DTensor."""
@@ -15,16 +17,18 @@ def has_own_memory(tensor: Tensor) -> bool:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one range of memory without gaps or overlaps, in any order."""
-    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(local(tensor)))
 
 
 def is_freed(tensor: Tensor) -> bool:
     """Whether the storage of a tensor has been freed."""
+    tensor = local(tensor)
     return has_own_memory(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two elements of a strided tensor share memory."""
+    tensor = local(tensor)
     if tensor.numel() < 2 or tensor.is_contiguous():
         return False
     steps = sorted(
@@ -91,6 +95,7 @@ def check_writable(tensor: Tensor, name: str) -> None:
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} has layout {tensor.layout}, expected torch.strided")
     if overlaps_itself(tensor):
+        tensor = local(tensor)
         raise ValueError(
             f"{name} has elements that share memory (strides {tensor.stride()} for shape "
             f"{tuple(tensor.shape)}), expected separate elements"

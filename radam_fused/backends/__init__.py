@@ -121,21 +121,24 @@ def check_options(name: str, differentiable: bool, capturable: bool) -> None:
 
 def select(
     name: str, param: Tensor, param_name: str, differentiable: bool, capturable: bool
-) -> Backend:
+) -> tuple[Backend, str]:
     """Choose the backend that updates a parameter.
 
     Args:
         name: A backend's name, or "auto" for the first backend that supports the parameter.
-        param: The parameter.
+        param: The parameter, or its local tensor if it is a DTensor.
         param_name: Its name in error messages.
         differentiable: Whether autograd records the step; only eager supports that.
         capturable: Whether the device counts the steps.
+
+    Returns:
+        The backend, and why the backends before it cannot update the parameter.
 
     Raises:
         RuntimeError: The named backend cannot update the parameter; the message says why.
     """
     check_name(name)
-    reasons = {}
+    reasons: dict[str, str] = {}
     automatic = (backend for backend in BACKENDS.values() if not backend.only_by_name())
     for backend in automatic if name == "auto" else (BACKENDS[name],):
         # In this order, because unavailable() initialises CUDA.
@@ -145,11 +148,12 @@ def select(
             or backend.unavailable()
         )
         if reason is None:
-            return backend
+            return backend, _text(reasons)
         reasons[backend.name] = reason
     if name == "auto":
-        raise RuntimeError(
-            f"no backend can step {param_name}: "
-            + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        )
+        raise RuntimeError(f"no backend can step {param_name}: {_text(reasons)}")
     raise RuntimeError(f"backend={name!r} cannot step {param_name}: {reasons[name]}")
+
+
+def _text(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -1,12 +1,13 @@
 """The eager backend: the update in PyTorch operations, for any device, differentiable."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..dtensors import are_placed_alike, is_dtensor, local
 from ..flat import Slot
 from ..overlap import extent
 from ..rectification import Coefficients, Update, coefficients
@@ -148,9 +149,10 @@ class EagerLaunch:
     def release(self) -> None:
         """See Launch.release."""
         self._found: list[tuple[Place, Tensor, Tensor, State]] = []
+        self._misplaced: list[int] = []  # indices in it
         self._coefficients: list[Coefficients] = []
 
-    def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
+    def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
         """See Launch.add."""
         self._rows.append((place, slot))
 
@@ -183,9 +185,15 @@ class EagerLaunch:
                 return False
             if not set(self.kind.state) <= set(state):
                 return False
+            if is_dtensor(param) and not torch.is_grad_enabled():
+                moments = (state[key] for key in self.kind.state if key != "step")
+                if not all(are_placed_alike(param, moment) for moment in moments):
+                    return False
+                if not are_placed_alike(param, param.grad):
+                    self._misplaced.append(len(self._found))
             self._found.append(((group, index), param, param.grad, state))
         self._misfit = (0, 0), ""
-        addresses = [tensor.data_ptr() for *_, tensor in self._written()]
+        addresses = [local(tensor).data_ptr() for *_, tensor in self._written()]
         self._has_moved = addresses != self._addresses
         self._addresses = addresses
         return True
@@ -193,8 +201,20 @@ class EagerLaunch:
     def _written(self) -> Iterator[tuple[Place, str, Tensor]]:
         for place, param, _, state in self._found:
             for name, tensor in (("param", param), *((key, state[key]) for key in self.kind.state)):
-                if has_own_memory(tensor) and not tensor.is_meta and tensor.numel() > 0:
+                part = local(tensor)
+                if has_own_memory(part) and not part.is_meta and part.numel() > 0:
                     yield place, name, tensor
+
+    def misplaced(self) -> list[tuple[Place, Tensor, Tensor]]:
+        """See Launch.misplaced."""
+        return [self._found[i][:3] for i in self._misplaced]
+
+    def take_gradients(self, redistributed: list[Tensor]) -> bool:
+        """See Launch.take_gradients."""
+        for i, grad in zip(self._misplaced, redistributed, strict=True):
+            place, param, _, state = self._found[i]
+            self._found[i] = place, param, grad, state
+        return True
 
     def has_moved(self) -> bool:
         """See Launch.has_moved."""
@@ -225,8 +245,13 @@ class EagerLaunch:
 
     def run(self) -> None:
         """See Launch.run."""
+        # autograd records the operations of DTensors, not those of their local tensors.
+        part: Callable[[Any], Any] = (lambda x: x) if torch.is_grad_enabled() else local
         for (_, param, grad, state), c in zip(self._found, self._coefficients, strict=True):
+            exp_avg, exp_avg_sq = part(state["exp_avg"]), part(state["exp_avg_sq"])
             maximum = state["max_exp_avg_sq"] if "max_exp_avg_sq" in self.kind.state else None
-            update_(param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, c)
+            update_(part(param), part(grad), exp_avg, exp_avg_sq, part(maximum), c)
+            if part(param) is not param:
+                torch.autograd.graph.increment_version(param)
             state["step"] += 1
         self.release()

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..allocation import take_over_layout
+from ..allocation import take_over_layout, take_over_placements
+from ..dtensors import is_dtensor, local, redistribute
 from ..extension import _C
 from ..flat import Slot
 from ..interrupts import deferred
@@ -124,12 +125,13 @@ class Launch(Protocol):
     # Whether a captured graph uses memory of the launch; the launch must then live as long.
     is_replayed: bool
 
-    def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
+    def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
         """Add a parameter.
 
         Args:
             place: Its position in the groups.
-            types: The types of its tensors.
+            param: The parameter.
+            types: The types of its tensors, or of their local tensors.
             slot: Its slot in a flat buffer, which it must not leave; or None.
         """
 
@@ -146,6 +148,12 @@ class Launch(Protocol):
 
     def misfit(self) -> tuple[Place, str]:
         """The place of the parameter that `read` rejected, and the name of its tensor."""
+
+    def misplaced(self) -> list[tuple[Place, Tensor, Tensor]]:
+        """Place, parameter and gradient where these two are DTensors placed differently."""
+
+    def take_gradients(self, redistributed: list[Tensor]) -> bool:
+        """Take the gradients of `misplaced`, redistributed; False if `misfit` does not fit."""
 
     def has_moved(self) -> bool:
         """Whether a tensor that the step writes lies at another address than at the last step."""
@@ -194,7 +202,8 @@ class Launches:
     ) -> None:
         """Add a parameter to the launch of its kind.
 
-        Its moments get the memory order of the parameter; each stays the same object.
+        Its moments get the memory order of the parameter; each stays the same object, unless it is
+        a DTensor that has to be redistributed.
 
         Args:
             place: Position of the parameter in the groups.
@@ -206,6 +215,8 @@ class Launches:
             counts_on_device: Whether its device counts its steps.
             slot: Its slot in a flat buffer, or None.
         """
+        if not torch.is_grad_enabled():
+            take_over_placements(param, state, moments)
         if backend.name != "eager":
             take_over_layout(param, state, moments)
         kind = Kind(
@@ -220,8 +231,8 @@ class Launches:
         if (backend.name, kind) not in self._by_kind:
             launch = self._by_kind[backend.name, kind] = backend.launch(kind)
             self._is_atomic &= launch.is_atomic
-        types = {type(tensor) for tensor in (param, grad, *state.values())}
-        self._by_kind[backend.name, kind].add(place, types, slot)
+        types = {type(local(tensor)) for tensor in (param, grad, *state.values())}
+        self._by_kind[backend.name, kind].add(place, param, types, slot)
 
     def read(self, groups: Groups, states: States) -> bool:
         """Read every launch; False if a parameter does not fit its launch any more."""
@@ -236,9 +247,26 @@ class Launches:
         return next(found for found in (launch.misfit() for launch in self) if found[1])
 
     def compute(self, step: Step) -> None:
-        """Compute every launch. Writes nothing."""
+        """Compute every launch. Writes nothing.
+
+        Raises:
+            RuntimeError: A gradient does not fit its parameter after it was redistributed.
+        """
+        self._redistribute(step)
         for launch in self._by_kind.values():
             launch.compute(step)
+
+    def _redistribute(self, step: Step) -> None:
+        """Place gradients like their parameters: once a step, and in one order on every process."""
+        found = [(launch, launch.misplaced()) for launch in self._by_kind.values()]
+        if not any(misplaced for _, misplaced in found):
+            return
+        pairs = {place: (grad, param) for _, them in found for place, param, grad in them}
+        moved = redistribute(pairs)
+        for launch, misplaced in found:
+            if not launch.take_gradients([moved[place] for place, *_ in misplaced]):
+                name = name_of(step.groups, launch.misfit()[0])
+                raise RuntimeError(f"gradient of {name} does not fit after its redistribution")
 
     def run(self) -> None:
         """Run every launch. Ctrl-C cannot leave some parameters updated and others not."""
@@ -278,16 +306,17 @@ class TableLaunch:
         self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device)
         self.read = self.table.read
         self.misfit = self.table.misfit
+        self.misplaced = self.table.misplaced
+        self.take_gradients = self.table.take_gradients
         self.has_moved = self.table.has_moved
         self.written_ranges = self.table.written_ranges
         self.release = self.table.release
 
-    def add(self, place: Place, types: Collection[type], slot: Slot | None) -> None:
+    def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
         """See Launch.add."""
-        if slot is None:
-            self.table.add(place, list(types))
-        else:
-            self.table.add(place, list(types), slot.buffer, slot.offset)
+        dtensor = param if is_dtensor(param) else None
+        flat = () if slot is None else (slot.buffer, slot.offset)
+        self.table.add(place, list(types), dtensor, *flat)
 
     def compute(self, step: Step) -> None:
         """See Launch.compute."""

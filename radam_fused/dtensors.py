@@ -1,0 +1,106 @@
+"""DTensors: their local tensors, and where their shards lie."""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    # Where there is one, its module has been imported; to import it takes long.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and type(tensor) is getattr(module, "DTensor", None)
+
+
+def local(tensor: Any) -> Any:
+    """The local tensor of a DTensor, on which a step works; any other tensor itself.
+
+    Waits for a collective operation that still computes it.
+    """
+    if not is_dtensor(tensor):
+        return tensor
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    found = tensor._local_tensor
+    if isinstance(found, AsyncCollectiveTensor):
+        found = found.trigger_wait()  # type: ignore[no-untyped-call]
+    return found
+
+
+def placed_like(param: Any, tensor: Tensor) -> Tensor:
+    """A local tensor as a DTensor that is placed like a parameter, if this is one."""
+    if not is_dtensor(param):
+        return tensor
+    spec = param._spec
+    if spec.tensor_meta.dtype != tensor.dtype:
+        spec = replace(spec, tensor_meta=spec.tensor_meta._replace(dtype=tensor.dtype))
+    made: Tensor = type(param)(tensor, spec, requires_grad=False)
+    return made
+
+
+def are_placed_alike(a: Any, b: Any) -> bool:
+    """Whether the local tensors of two DTensors of one shape hold the same elements."""
+    ours, theirs = a._spec, b._spec
+    return ours is theirs or (
+        ours.mesh == theirs.mesh
+        and ours.placements == theirs.placements
+        and ours.shard_order == theirs.shard_order
+    )
+
+
+def redistribute(pairs: dict[Any, tuple[Any, Any]]) -> dict[Any, Any]:
+    """Place DTensors like other ones of the same shapes and meshes.
+
+    A collective operation: every process must call it with the same keys and tensors.
+
+    Args:
+        pairs: DTensors, each with the one that it is to be placed like. They are moved in the
+            order of their keys.
+
+    Raises:
+        RuntimeError: torch cannot place one of them so.
+    """
+    # All of them are started before the first is waited for. detach() would forget the order of the
+    # shards.
+    moved = {
+        key: tensor.redistribute(like.device_mesh, like.placements, async_op=True)
+        for key, (tensor, like) in sorted(pairs.items(), key=lambda item: item[0])
+    }
+    for key, tensor in moved.items():
+        like = pairs[key][1]
+        if not are_placed_alike(tensor, like):  # redistribute() takes no order of the shards
+            raise RuntimeError(f"cannot redistribute from {pairs[key][0]._spec} to {like._spec}")
+    return moved
+
+
+def check_alike(param: Any, tensor: Any, name: str) -> None:
+    """Check that a tensor is a DTensor on the mesh of its parameter, or that neither is one.
+
+    Raises:
+        TypeError: Only one of them is a DTensor.
+        ValueError: They lie on different meshes, or their local tensors have different shapes.
+    """
+    if is_dtensor(param) != is_dtensor(tensor):
+        kind = "DTensor" if is_dtensor(param) else "plain tensor"
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__}, expected a {kind} like its parameter"
+        )
+    if not is_dtensor(param):
+        return
+    if tensor.device_mesh != param.device_mesh:
+        raise ValueError(f"{name} lies on {tensor.device_mesh}, expected {param.device_mesh}")
+    shape, expected = tuple(local(tensor).shape), tuple(local(param).shape)
+    if are_placed_alike(param, tensor) and shape != expected:
+        raise ValueError(f"{name} has a local tensor of shape {shape}, expected {expected}")
+
+
+def check_not_partial(param: Any, name: str) -> None:
+    """Check that the values of a parameter are no terms of a sum that is still to be taken.
+
+    Raises:
+        ValueError: It is a DTensor with a partial placement.
+    """
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(f"{name} has placements {param.placements}, expected none that is partial")

@@ -1,0 +1,135 @@
+"""DTensors are stepped through their local tensors, with the bits of plain tensors."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from radam_fused import FusedRAdam
+
+from .harness.helpers import same_bits
+
+SHAPES = [(10, 6), (7,), (3, 3), (1,), (0, 4)]  # of local tensors
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of two of four processes, of which only this one runs; nothing is communicated."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield init_device_mesh("cpu", (2, 2), mesh_dim_names=("other", "own"))["own"]
+    dist.destroy_process_group()
+
+
+def sharded(local, mesh, placement=None):
+    return DTensor.from_local(local, mesh, [placement or Shard(0)], run_check=False)
+
+
+def pair(mesh, **options):
+    """An optimizer of DTensors, and one of plain tensors with the same values."""
+    values = [torch.randn(shape) for shape in SHAPES]
+    params = [torch.nn.Parameter(sharded(value.clone(), mesh)) for value in values]
+    plain = [torch.nn.Parameter(value.clone()) for value in values]
+    return FusedRAdam(params, lr=0.1, **options), FusedRAdam(plain, lr=0.1)
+
+
+def params_of(optimizer):
+    return optimizer.param_groups[0]["params"]
+
+
+def step(optimizer, plain, mesh):
+    for param, twin in zip(params_of(optimizer), params_of(plain), strict=True):
+        twin.grad = torch.randn_like(twin)
+        param.grad = sharded(twin.grad.clone(), mesh)
+    optimizer.step()
+    plain.step()
+
+
+def check_same(optimizer, plain):
+    for param, twin in zip(params_of(optimizer), params_of(plain), strict=True):
+        assert same_bits(param._local_tensor, twin.detach())
+        for key, tensor in plain.state[twin].items():
+            ours = optimizer.state[param][key]
+            assert type(ours) is (torch.Tensor if key == "step" else DTensor)
+            assert same_bits(ours if key == "step" else ours._local_tensor, tensor)
+
+
+def test_dtensors_have_the_bits_of_plain_tensors(backend, mesh):
+    optimizer, plain = pair(mesh, backend=backend)
+    for _ in range(8):
+        versions = [param._version for param in params_of(optimizer)]
+        step(optimizer, plain, mesh)
+        assert [param._version for param in params_of(optimizer)] == [v + 1 for v in versions]
+    check_same(optimizer, plain)
+
+
+def test_dtensors_and_plain_tensors_share_a_launch(mesh):
+    param = torch.nn.Parameter(sharded(torch.ones(4), mesh))
+    plain = torch.nn.Parameter(torch.ones(4))
+    param.grad, plain.grad = sharded(torch.ones(4), mesh), torch.ones(4)
+    optimizer = FusedRAdam([param, plain])
+    optimizer.step()
+    [launch] = optimizer._plan.launches
+    assert type(launch).__name__ == "CpuLaunch"
+    assert same_bits(param._local_tensor, plain.detach())
+
+
+def test_a_replaced_local_tensor_is_stepped(mesh):
+    optimizer, plain = pair(mesh)
+    step(optimizer, plain, mesh)
+    stale = [param._local_tensor for param in params_of(optimizer)]
+    kept = [tensor.clone() for tensor in stale]
+    for param, tensor in zip(params_of(optimizer), stale, strict=True):
+        param._local_tensor = tensor.clone()
+    step(optimizer, plain, mesh)
+    check_same(optimizer, plain)
+    assert all(map(same_bits, stale, kept))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_gradient_that_is_placed_otherwise_is_redistributed(backend, mesh):
+    param = torch.nn.Parameter(sharded(torch.ones(4, 3), mesh))
+    plain = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer, other = FusedRAdam([param], lr=0.1, backend=backend), FusedRAdam([plain], lr=0.1)
+    for _ in range(7):
+        whole = torch.randn(8, 3)
+        param.grad, plain.grad = sharded(whole, mesh, Replicate()), whole[:4].clone()
+        optimizer.step()
+        other.step()
+    assert same_bits(param._local_tensor, plain.detach())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_what_does_not_fit_is_refused(backend, mesh):
+    param = torch.nn.Parameter(sharded(torch.ones(4, 3), mesh))
+    param.grad = torch.ones(8, 3)
+    with pytest.raises(TypeError, match="is a Tensor, expected a DTensor like its parameter"):
+        FusedRAdam([param], backend=backend).step()
+    param = torch.nn.Parameter(sharded(torch.ones(4, 3), mesh, Partial()))
+    param.grad = sharded(torch.ones(4, 3), mesh, Partial())
+    with pytest.raises(ValueError, match="expected none that is partial"):
+        FusedRAdam([param], backend=backend).step()
+    assert same_bits(param._local_tensor, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_another_order_of_the_shards_is_another_placement(backend, mesh):
+    """Both dimensions of the mesh shard dimension 0, the other one first."""
+    square = init_device_mesh("cpu", (2, 2))
+    usual = DTensor.from_local(torch.ones(2, 3), square, [Shard(0), Shard(0)], run_check=False)
+    [entry] = usual._spec.shard_order
+    reversed_order = (entry._replace(mesh_dims=entry.mesh_dims[::-1]),)
+    spec = dataclasses.replace(usual._spec, shard_order=reversed_order)
+    param = DTensor(torch.ones(2, 3), spec, requires_grad=True)
+    param.grad = DTensor(torch.ones(2, 3), spec, requires_grad=False)
+    optimizer = FusedRAdam([param], lr=0.1, backend=backend)
+    optimizer.step()
+    kept = param._local_tensor.clone()
+    assert not same_bits(kept, torch.ones(2, 3))
+    param.grad = usual
+    with pytest.raises(RuntimeError, match="cannot redistribute"):
+        optimizer.step()
+    assert same_bits(param._local_tensor, kept)
