@@ -1,7 +1,38 @@
 #include "dtensor.h"
 
+#include <structmember.h>  // T_OBJECT_EX
+
 namespace radam {
 namespace {
+
+py::object attribute(PyObject* object, PyObject* name) {
+  PyObject* const value = PyObject_GetAttr(object, name);
+  if (value == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+// A slot of a class: read from memory at its offset, which is faster than by its name.
+struct Slot {
+  PyObject* name;
+  Py_ssize_t offset;  // 0: the attribute is no slot
+
+  Slot(const py::handle& of, const char* named)
+      : name(PyUnicode_InternFromString(named)), offset(0) {
+    const py::object member = of.attr("__dict__").attr("get")(named);
+    if (Py_TYPE(member.ptr()) != &PyMemberDescr_Type) return;
+    const PyMemberDef& slot = *reinterpret_cast<PyMemberDescrObject*>(member.ptr())->d_member;
+    if (slot.type == T_OBJECT_EX) offset = slot.offset;
+  }
+
+  // object: of exactly that class.
+  py::object of(PyObject* object) const {
+    if (offset != 0) {
+      auto* const value = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+      if (value != nullptr) return py::reinterpret_borrow<py::object>(value);
+    }
+    return attribute(object, name);
+  }
+};
 
 // Python objects that are never released, as in torch_tensors.h.
 struct Objects {
@@ -9,13 +40,14 @@ struct Objects {
   PyObject* async_tensor;
   PyObject* replicate;
   PyObject* shard;
-  PyObject* local_tensor;
-  PyObject* spec;
+  Slot local_tensor;
+  Slot spec;
   PyObject* mesh;
   PyObject* placements;
   PyObject* shard_order;
   PyObject* dim;
   PyObject* trigger_wait;
+  PyObject* without_torch_function;
 };
 
 Objects find_objects() {
@@ -28,13 +60,14 @@ Objects find_objects() {
           kept(collectives, "AsyncCollectiveTensor"),
           kept(tensor, "Replicate"),
           kept(tensor, "Shard"),
-          PyUnicode_InternFromString("_local_tensor"),
-          PyUnicode_InternFromString("_spec"),
+          Slot(tensor.attr("DTensor"), "_local_tensor"),
+          Slot(tensor.attr("DTensor"), "_spec"),
           PyUnicode_InternFromString("mesh"),
           PyUnicode_InternFromString("placements"),
           PyUnicode_InternFromString("shard_order"),
           PyUnicode_InternFromString("dim"),
-          PyUnicode_InternFromString("trigger_wait")};
+          PyUnicode_InternFromString("trigger_wait"),
+          kept(py::module_::import("torch._C"), "DisableTorchFunctionSubclass")};
 }
 
 // Called only where there is a DTensor, so that its module has been imported. The initialization of
@@ -43,12 +76,6 @@ const Objects& objects() {
   static const Objects* found = nullptr;
   if (found == nullptr) found = new Objects(find_objects());
   return *found;
-}
-
-py::object attribute(PyObject* object, PyObject* name) {
-  PyObject* const value = PyObject_GetAttr(object, name);
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
 }
 
 bool are_equal(PyObject* a, PyObject* b) {
@@ -89,30 +116,44 @@ bool is_dtensor(PyObject* object) {
 
 py::object local_tensor(PyObject* dtensor) {
   const Objects& names = objects();
-  py::object local = attribute(dtensor, names.local_tensor);
+  py::object local = names.local_tensor.of(dtensor);
   if (reinterpret_cast<PyObject*>(Py_TYPE(local.ptr())) != names.async_tensor) return local;
   PyObject* const ready = PyObject_CallMethodNoArgs(local.ptr(), names.trigger_wait);
   if (ready == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(ready);
 }
 
+WithoutTorchFunction::WithoutTorchFunction()
+    : context_(py::handle(objects().without_torch_function)()) {
+  context_.attr("__enter__")();
+}
+
+WithoutTorchFunction::~WithoutTorchFunction() {
+  PyObject* const done =
+      PyObject_CallMethod(context_.ptr(), "__exit__", "OOO", Py_None, Py_None, Py_None);
+  if (done == nullptr) PyErr_WriteUnraisable(context_.ptr());
+  Py_XDECREF(done);
+}
+
 Placement::Placement(PyObject* dtensor)
-    : spec_(attribute(dtensor, objects().spec)),
+    : spec_(objects().spec.of(dtensor)),
       mesh_(attribute(spec_.ptr(), objects().mesh)),
       placements_(attribute(spec_.ptr(), objects().placements)),
       shard_order_(attribute(spec_.ptr(), objects().shard_order)) {}
 
 bool Placement::is_of(PyObject* dtensor) const {
-  return attribute(dtensor, objects().spec).is(spec_);
+  return objects().spec.of(dtensor).is(spec_);
 }
 
-bool Placement::agrees_with(PyObject* dtensor) const {
+bool Placement::agrees_with(PyObject* dtensor) {
   const Objects& names = objects();
-  const py::object spec = attribute(dtensor, names.spec);
-  return spec.is(spec_) ||
-         (are_equal(mesh_.ptr(), attribute(spec.ptr(), names.mesh).ptr()) &&
-          are_all_alike(placements_, attribute(spec.ptr(), names.placements)) &&
-          are_equal(shard_order_.ptr(), attribute(spec.ptr(), names.shard_order).ptr()));
+  py::object spec = names.spec.of(dtensor);
+  if (spec.is(spec_) || spec.is(agreed_)) return true;
+  const bool agrees = are_equal(mesh_.ptr(), attribute(spec.ptr(), names.mesh).ptr()) &&
+                      are_all_alike(placements_, attribute(spec.ptr(), names.placements)) &&
+                      are_equal(shard_order_.ptr(), attribute(spec.ptr(), names.shard_order).ptr());
+  if (agrees) agreed_ = std::move(spec);
+  return agrees;
 }
 
 }  // namespace radam

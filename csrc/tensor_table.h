@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -113,6 +114,7 @@ class TensorTable {
   struct DTensors {
     Placement placement;
     const void* tensors[kRoles] = {};  // of the last step, only for prefetches
+    const void* sizes[kRoles] = {};
   };
   // A gradient that has to be redistributed.
   struct Misplaced {
@@ -128,12 +130,14 @@ class TensorTable {
   };
   enum class Fit { fits, odd, misfits };
 
+  void hold_states(const py::object& states);
   bool read_row(Row& row, PyObject* param);
   bool read_gradient(Row& row, Segment& segment, py::object grad, PyObject* dense);
-  PyObject* memory_of(Row& row, int role, PyObject* tensor);
+  py::object memory_of(Row& row, int role, py::object tensor);
   PyObject* state_of(Row& row, PyObject* param);
   bool fail(const Row& row, int role);
-  void hold(PyObject* reference) { held_.push_back(reference); }
+  std::optional<WithoutTorchFunction> without_torch_function() const;
+  PyObject* hold(py::object object);
   bool remember(Row& row, int role, PyObject* tensor, const dlpack::TensorView& view);
   void place(Segment& segment, Row& row, int role, const dlpack::TensorView& view);
   bool has_own_memory(PyObject* tensor) const;

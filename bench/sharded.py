@@ -1,0 +1,135 @@
+"""Measures steps of sharded parameters: of DTensors, and of their shards as plain tensors."""
+
+import argparse
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from radam_fused import FusedRAdam
+from radam_fused.benchmark.models import gpt2
+from radam_fused.benchmark.timing import Step, Timer, interleave, timings, wall_clock
+
+from .cases import Shapes
+from .machine import RESULTS, machine
+from .page import write
+from .rivals import FOREACH, FUSED_ADAMW, OURS, RADAM
+from .tables import Target, table, targets_table
+
+PROCESSES = 2
+PLAIN = f"{OURS} on plain tensors"
+
+FEW, MANY = "98 tensors", "722 tensors"
+CASES: dict[str, Shapes] = {
+    # 33.4M parameters: GPT-2 without the embedding of positions and one bias.
+    FEW: [shape for shape in gpt2(512, 8, 16_000) if shape != (1024, 512)][:-1],
+    MANY: [(64, 67)] * 722,
+}
+ROUNDS = {FEW: 61, MANY: 121}
+
+TARGETS = [
+    Target(FEW, OURS, PLAIN, 1.05),
+    Target(FEW, OURS, FUSED_ADAMW, 0.95),
+    Target(MANY, OURS, PLAIN, 1.35),
+    Target(MANY, OURS, FUSED_ADAMW, 0.18),
+    Target(MANY, OURS, FOREACH, 0.10),
+]
+
+
+def _parameters(shapes: Shapes, mesh: DeviceMesh | None) -> list[torch.nn.Parameter]:
+    """Shards with gradients: DTensors or, without a mesh, plain tensors."""
+    generator = torch.Generator().manual_seed(dist.get_rank())
+
+    def shard(shape: tuple[int, ...]) -> Tensor:
+        local = torch.randn(shape[0] // PROCESSES, *shape[1:], generator=generator)
+        return local if mesh is None else DTensor.from_local(local, mesh, [Shard(0)])
+
+    params = [torch.nn.Parameter(shard(shape)) for shape in shapes]
+    for param, shape in zip(params, shapes, strict=True):
+        param.grad = shard(shape)
+    return params
+
+
+def _steps(shapes: Shapes, mesh: DeviceMesh) -> dict[str, Step]:
+    optim = torch.optim
+    return {
+        OURS: FusedRAdam(_parameters(shapes, mesh), backend="cpu").step,
+        PLAIN: FusedRAdam(_parameters(shapes, None), backend="cpu").step,
+        FUSED_ADAMW: optim.AdamW(_parameters(shapes, mesh), fused=True).step,
+        f"{FUSED_ADAMW} on plain tensors": optim.AdamW(_parameters(shapes, None), fused=True).step,
+        FOREACH: optim.RAdam(_parameters(shapes, mesh), foreach=True).step,
+        RADAM: optim.RAdam(_parameters(shapes, mesh), foreach=False).step,
+    }
+
+
+def _shared_clock(step: Step) -> Timer:
+    """The longest time of a step that all processes begin together."""
+    wall = wall_clock(step)
+
+    def timer() -> float:
+        dist.barrier()
+        seconds = torch.tensor(wall(), dtype=torch.float64)
+        dist.all_reduce(seconds, dist.ReduceOp.MAX)
+        return seconds.item()
+
+    return timer
+
+
+def _time_in_process(rank: int, case: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if rank > 0:
+        os.environ["TQDM_DISABLE"] = "1"
+    store = dist.FileStore(f"{folder}/store", PROCESSES)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    found = interleave(_steps(CASES[case], mesh), ROUNDS[case], case, _shared_clock)
+    if rank == 0:
+        seconds = {name: timing._asdict() for name, timing in found.items()}
+        (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
+    dist.destroy_process_group()
+
+
+def time_case(case: str) -> dict[str, Any]:
+    """Time every optimizer of a case in new processes, each of one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_time_in_process, (case, folder), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+        return json.loads((Path(folder) / "seconds.json").read_text())  # type: ignore[no-any-return]
+
+
+def measure(folder: Path) -> None:
+    """Run the benchmark and write sharded.json, and the page about bench/results."""
+    where = machine() | {"threads": 1, "processes": PROCESSES}
+    seconds = {case: time_case(case) for case in CASES}
+    results = {case: timings(section) for case, section in seconds.items()}
+    for case, measured in results.items():
+        print(f"\n{table(case, measured)}")
+    checked = [t.check(results[t.case][t.ours], results[t.case][t.rival]) for t in TARGETS]
+    print(f"\n{targets_table(checked)}")
+    record = {"machine": where, "seconds": seconds, "targets": checked}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sharded.json").write_text(json.dumps(record, indent=2) + "\n")
+    if folder.resolve() == RESULTS:
+        write(folder)
+    print(f"\nwritten: sharded.json in {folder}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sharded", description=__doc__)
+    out = os.environ.get("OUT", RESULTS)
+    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
+    measure(parser.parse_args(arguments).out)
+
+
+if __name__ == "__main__":
+    main()
