@@ -17,6 +17,7 @@ from .rivals import FOREACH, FUSED_ADAMW, OURS, RADAM
 from .tables import (
     cpu_table,
     cpu_targets,
+    fastest_first,
     flat_target,
     scaling_table,
     targets_table,
@@ -24,7 +25,7 @@ from .tables import (
 
 Record = dict[str, Any]
 
-RECORDS = ("cpu", "epyc", "gpu")
+RECORDS = ("cpu", "epyc", "gpu", "sharded")
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
@@ -56,6 +57,17 @@ def _flat(record: Record) -> str:
             quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
             rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
     return markdown(rows, ["work", "optimizer", "ms", "quartiles", f"plain {OURS} is"])
+
+
+def _sharded(record: Record) -> str:
+    """Times of sharded parameters, the fastest first."""
+    rows = []
+    for case, of in _results(record).items():
+        for name, t in fastest_first(of).items():
+            quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
+            how = "" if name == OURS else verdict(of[OURS], t)
+            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
+    return markdown(rows, ["case", "optimizer", "ms", "quartiles", f"{OURS} on DTensors is"])
 
 
 def _gpu(record: Record) -> str:
@@ -106,13 +118,14 @@ def gpu_headline(gpu: Record) -> str:
     return f"{shares[0]} of the time of fused AdamW and {shares[1]} of `torch.optim.RAdam`"
 
 
-def sections(cpu: Record, epyc: Record, gpu: Record) -> Iterator[tuple[str, str]]:
+def sections(cpu: Record, epyc: Record, gpu: Record, sharded: Record) -> Iterator[tuple[str, str]]:
     """Every generated part of the page, by name.
 
     Args:
         cpu: The record bench/results/cpu.json.
         epyc: The record of another processor, bench/results/epyc.json.
         gpu: The record bench/results/gpu.json.
+        sharded: The record bench/results/sharded.json.
     """
     yield "machine", where(cpu)
     results = _results(cpu)
@@ -128,6 +141,9 @@ def sections(cpu: Record, epyc: Record, gpu: Record) -> Iterator[tuple[str, str]
         ),
     )
     yield "flat", _flat(cpu)
+    yield "machine of sharded parameters", where(sharded)
+    yield "sharded", _sharded(sharded)
+    yield "targets of sharded parameters", targets_table(sharded["targets"], "github")
     yield "gpu", _gpu(gpu)
     yield "targets", _targets(cpu)
     yield "machine of the other record", where(epyc)

@@ -1,11 +1,9 @@
 """The machinery of the optimizers: construction, parameter groups, state_dict and step."""
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, overload
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -13,33 +11,18 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends
 from .allocation import complete_states, move_counters, new
-from .backends import Groups, name_of, params_of
+from .dtensors import is_dtensor
 from .faults import check_params
 from .flat import FlatGroup, movable
+from .groups import Groups, name_of, params_of
 from .loading import check_state_dict, complete_options, restore_loaded
+from .locks import lock
 from .options import OptionSet, warn_user
 from .plan import Plan
 from .scaling import ForOneStep
 from .state import State
 from .tensors import describe
 from .values import flag
-
-# Only one thread at a time may step an optimizer: Python can switch threads while a step is
-# planned, and a kernel runs without the GIL. A process forked during a step would inherit the lock.
-_LOCKED: "WeakSet[FusedOptimizer]" = WeakSet()
-
-
-def _new_lock(optimizer: "FusedOptimizer") -> threading.Lock:
-    _LOCKED.add(optimizer)
-    return threading.Lock()
-
-
-def _unlock_all() -> None:
-    for optimizer in _LOCKED:
-        optimizer._lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_unlock_all)
 
 # torch 2.11 renamed this method.
 _check_graph_capture: Callable[[Optimizer], None] = getattr(
@@ -58,6 +41,7 @@ class FusedOptimizer(Optimizer):
     backend: str
     flatten: bool
     flat_buffers: list[FlatGroup]
+    _lock: threading.Lock
 
     # If True, torch.amp.GradScaler unscales nothing, and sets the other two before a step.
     _step_supports_amp_scaling = False
@@ -90,7 +74,7 @@ class FusedOptimizer(Optimizer):
         self.backend = backend
         self.flatten = flatten
         self.flat_buffers = []
-        self._lock = _new_lock(self)
+        lock(self)
         self._forget_plan()
         Optimizer.__init__(self, params, defaults)
         self._declare_scaling()
@@ -157,10 +141,16 @@ class FusedOptimizer(Optimizer):
         self._options.warn_if_never_rectified(group)
 
     def _flatten(self, index: int) -> None:
-        named = (
+        named = [
             (name_of(self.param_groups, (index, i)), param)
             for i, param in enumerate(params_of(self.param_groups[index]))
-        )
+        ]
+        for name, param in named:
+            if is_dtensor(param):
+                raise RuntimeError(
+                    f"flatten=True cannot move {name} into a flat buffer: it is a DTensor, whose "
+                    "memory belongs to what shards it"
+                )
         flat = FlatGroup.of(movable(named))
         self.flat_buffers.append(flat)
 
@@ -196,7 +186,7 @@ class FusedOptimizer(Optimizer):
         self.__dict__.setdefault("flatten", False)
         self.__dict__.setdefault("flat_buffers", [])
         if "_lock" not in self.__dict__:  # a copy
-            self._lock = _new_lock(self)
+            lock(self)
         self._declare_scaling()
         for index, group in enumerate(self.param_groups):
             before = previous[index] if index < len(previous) else self.defaults
@@ -345,6 +335,19 @@ class FusedOptimizer(Optimizer):
             self._plan.launches.release()
             self._forget_plan()
             raise
+
+    def backends(self) -> dict[str, list[str]]:
+        """The backends that step the parameters as they are now.
+
+        Returns:
+            For each backend that steps any, the names of its parameters: of named parameters their
+            names, of others ``"parameter 0 of group 0"``. Frozen parameters without a gradient are
+            left out.
+
+        Raises:
+            RuntimeError: The named backend cannot update a parameter.
+        """
+        return self._plan.backends(self.param_groups, self.state)
 
     def _collect(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .backends import Groups, Place, name_of, params_of
+from .groups import Groups, Place, name_of, params_of
 from .options import OptionSet
 from .state import check_state
 from .tensors import describe

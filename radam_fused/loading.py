@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .allocation import numbers_of
-from .backends import Groups, name_of, params_of
+from .groups import Groups, name_of, params_of
 from .options import Group, OptionSet
 from .state import (
     MOMENTS,

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import rectification
-from .backends import name_of, params_of
 from .base import FusedOptimizer
 from .docstrings import documents
 from .faults import find_fault
+from .groups import name_of, params_of
 from .options import RADAM
 from .state import check_count, check_step
 

@@ -11,19 +11,15 @@ from . import backends
 from .allocation import New, complete_states, move_counters, new
 from .backends import (
     Backend,
-    Groups,
     Launch,
     Launches,
-    Place,
-    States,
     Step,
-    name_of,
-    params_of,
 )
 from .dtensors import local
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
+from .groups import Groups, Place, States, given_name, name_of, params_of, with_gradient
 from .options import OptionSet, warn_user
 from .overlap import Range, extent
 from .separation import are_apart, check_apart
@@ -48,6 +44,9 @@ class _Planned(NamedTuple):
         if self.backend.name == "eager" and isinstance(step, Tensor):
             return step.device
         return self.param.device if self.counts_on_device else self.new.counter_device
+
+
+_Chosen = dict[tuple[Any, ...], tuple[Backend, str]]  # by the kind of a parameter
 
 
 class Plan:
@@ -167,7 +166,7 @@ class Plan:
         self._planned = [self._options.planned(group) for group in groups]
         self._numbers = backends.new_numbers(self._options)
         if _C is None:  # only eager is available; every step plans
-            self._add(_with_gradient(groups), groups, states)
+            self._add(with_gradient(groups), groups, states)
             return
         self._numbers.read(groups)
         waiting = _C.Waiting(groups)
@@ -218,7 +217,7 @@ class Plan:
     def _check(self, places: Sequence[Place], groups: Groups, states: States) -> list[_Planned]:
         """Check parameters with their gradients and states, and choose a backend for each."""
         found = []
-        chosen: dict[tuple[Any, ...], tuple[Backend, str]] = {}
+        chosen: _Chosen = {}
         slow: list[tuple[Tensor, str, str]] = []  # parameters for eager, and why
         params = [params_of(group) for group in groups]
         for place in places:
@@ -239,14 +238,8 @@ class Plan:
             home = self._home(param)
             if home is not None:
                 home[1].check(name)
-            differentiable, capturable = group["differentiable"], group["capturable"]
-            kind = type(local(param)), param.device, differentiable, capturable
-            if kind not in chosen:
-                chosen[kind] = backends.select(
-                    self._backend, local(param), name, differentiable, capturable
-                )
-            backend, why = self._addressing(*chosen[kind], (grad, *state.values()), name)
-            if backend.name == "eager" and not differentiable and _has_values(param):
+            backend, why = self._choose(chosen, param, (grad, *state.values()), name, group)
+            if backend.name == "eager" and not group["differentiable"] and _has_values(param):
                 slow.append((param, name, why))
             needs = new(param, state, group, self._options)
             on_device = backend.supports_capturable and self._counts_on_device(group, state)
@@ -268,7 +261,7 @@ class Plan:
         if self._backend != "auto" or not slow or "backend" in self._warned:
             return
         elements = sum(param.numel() for param, *_ in slow)
-        params = (params_of(groups[g])[i] for g, i in _with_gradient(groups))
+        params = (params_of(groups[g])[i] for g, i in with_gradient(groups))
         total = sum(param.numel() for param in params)
         if elements <= total / 100:
             return
@@ -278,6 +271,45 @@ class Plan:
             f"backend='auto' steps {len(slow)} parameters with {elements / total:.0%} of the "
             f"elements on the eager backend, which is slow. {name}: {why}"
         )
+
+    def backends(self, groups: Groups, states: States) -> dict[str, list[str]]:
+        """The parameters that each backend steps; see FusedOptimizer.backends."""
+        found: dict[str, list[str]] = {}
+        chosen: _Chosen = {}
+        for g, group in enumerate(groups):
+            for i, param in enumerate(params_of(group)):
+                if not param.requires_grad and param.grad is None:
+                    continue
+                name = name_of(groups, (g, i))
+                tensors = (param.grad, *states.get(param, {}).values())
+                backend, _ = self._choose(chosen, param, tensors, name, group)
+                found.setdefault(backend.name, []).append(given_name(groups, (g, i)) or name)
+        return found
+
+    def _choose(
+        self,
+        chosen: _Chosen,
+        param: Tensor,
+        tensors: Iterable[Any],
+        name: str,
+        group: dict[str, Any],
+    ) -> tuple[Backend, str]:
+        """The backend that steps a parameter, and why those before it cannot.
+
+        Args:
+            chosen: The choices for other kinds of parameters.
+            param: The parameter.
+            tensors: Its gradient and state.
+            name: Its name in error messages.
+            group: Its group.
+        """
+        differentiable, capturable = group["differentiable"], group["capturable"]
+        kind = type(local(param)), param.device, differentiable, capturable
+        if kind not in chosen:
+            chosen[kind] = backends.select(
+                self._backend, local(param), name, differentiable, capturable
+            )
+        return self._addressing(*chosen[kind], tensors, name)
 
     def _addressing(
         self, backend: Backend, why: str, tensors: Iterable[Any], name: str
@@ -312,13 +344,3 @@ class Plan:
 def _has_values(param: Tensor) -> bool:
     """Whether a step of a parameter computes anything."""
     return not (param.is_meta or isinstance(param, FakeTensor))
-
-
-def _with_gradient(groups: Groups) -> list[Place]:
-    """The first place of every parameter that has a gradient."""
-    places: dict[int, Place] = {}
-    for g, group in enumerate(groups):
-        for i, param in enumerate(group["params"]):
-            if param.grad is not None:
-                places.setdefault(id(param), (g, i))
-    return list(places.values())

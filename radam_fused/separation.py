@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from .backends import Groups, Launches, Place, States, TableLaunch, name_of, params_of
+from .backends import Launches, TableLaunch
+from .groups import Groups, Place, States, name_of, params_of
 from .overlap import Range, extent, first_overlap
 
 

@@ -5,7 +5,10 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 
@@ -18,6 +21,20 @@ settings.register_profile(
 settings.load_profile("suite")
 
 HOST_BACKENDS = ["cuda-grid", "triton-ptx"]
+
+
+@pytest.fixture
+def meshes():
+    """A mesh of four processes, of which only this one runs; nothing is communicated."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield init_device_mesh("cpu", (2, 2), mesh_dim_names=("other", "own"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def mesh(meshes):
+    """Two of these processes."""
+    return meshes["own"]
 
 
 @pytest.fixture(autouse=True)

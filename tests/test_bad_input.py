@@ -1,17 +1,20 @@
 """Every row of docs/errors.md: the input, what happens, and that nothing has changed."""
 
 import re
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.nn import Parameter
 
 from radam_fused import FusedRAdam
 
 from .harness.backends import IS_REHEARSAL
-from .harness.helpers import assert_same_bits, assert_same_run, parameters
+from .harness.helpers import assert_same_bits, assert_same_run, parameters, same_bits, sharded
 from .harness.running import Running, by_torch, fused, interrupt, names_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -29,6 +32,7 @@ ROWS = list(rows())
 IN_CAPTURES = "Capture of a CUDA graph"
 ON_A_GPU = "On a GPU"
 INTERRUPTS = "Ctrl-C"
+DTENSORS = "DTensors"
 
 
 def cases(*sections):
@@ -39,7 +43,7 @@ def cases(*sections):
     ]
 
 
-ON_ALL = sorted({title for title, _, _ in ROWS} - {IN_CAPTURES, ON_A_GPU, INTERRUPTS})
+ON_ALL = sorted({title for title, _, _ in ROWS} - {IN_CAPTURES, ON_A_GPU, INTERRUPTS, DTENSORS})
 
 
 def assert_raises(running, code, result):
@@ -97,6 +101,41 @@ def test_the_page_says_what_happens(code, result, backend):
             assert running.execute(code)[0] is None
         else:
             assert_raises(running, code, result)
+
+
+@pytest.mark.parametrize(("code", "result"), cases(DTENSORS))
+def test_the_page_says_what_happens_to_dtensors(code, result, backend, meshes):
+    def placed(local, placement, on="own"):
+        return sharded(local.detach().clone(), meshes[on], placement)
+
+    def cut(dtensor):
+        dtensor._local_tensor = dtensor._local_tensor[1:]
+        return dtensor
+
+    def stepped(param, grad, **options):
+        param = Parameter(param)
+        optimizer = FusedRAdam([param], backend=backend, **options)
+        # torch compares the dtype and the whole shape.
+        param.grad = grad
+        before = param._local_tensor.clone()
+        try:
+            optimizer.step()
+        finally:
+            assert same_bits(param._local_tensor, before) == (sys.exc_info()[0] is not None)
+
+    names = {
+        "stepped": stepped,
+        "cut": cut,
+        "other": "other",
+        "sharded": partial(placed, placement=Shard(0)),
+        "replicated": partial(placed, placement=Replicate()),
+        "partial": partial(placed, placement=Partial()),
+    }
+    running = Running(fused(backend), **names)
+    if result == "a step":
+        assert running.execute(code)[0] is None
+    else:
+        assert_raises(running, code, result)
 
 
 @pytest.mark.parametrize(("code", "result"), cases(IN_CAPTURES))

@@ -4,28 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.two_tensor import TwoTensor
 
 from radam_fused import FusedRAdam
 
-from .harness.helpers import same_bits
+from .harness.helpers import same_bits, sharded
 
 SHAPES = [(10, 6), (7,), (3, 3), (1,), (0, 4)]  # of local tensors
-
-
-@pytest.fixture
-def mesh():
-    """A mesh of two of four processes, of which only this one runs; nothing is communicated."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
-    yield init_device_mesh("cpu", (2, 2), mesh_dim_names=("other", "own"))["own"]
-    dist.destroy_process_group()
-
-
-def sharded(local, mesh, placement=None):
-    return DTensor.from_local(local, mesh, [placement or Shard(0)], run_check=False)
 
 
 def pair(mesh, **options):
@@ -103,22 +89,9 @@ def test_a_gradient_that_is_placed_otherwise_is_redistributed(backend, mesh):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
-def test_what_does_not_fit_is_refused(backend, mesh):
-    param = torch.nn.Parameter(sharded(torch.ones(4, 3), mesh))
-    param.grad = torch.ones(8, 3)
-    with pytest.raises(TypeError, match="is a Tensor, expected a DTensor like its parameter"):
-        FusedRAdam([param], backend=backend).step()
-    param = torch.nn.Parameter(sharded(torch.ones(4, 3), mesh, Partial()))
-    param.grad = sharded(torch.ones(4, 3), mesh, Partial())
-    with pytest.raises(ValueError, match="expected none that is partial"):
-        FusedRAdam([param], backend=backend).step()
-    assert same_bits(param._local_tensor, torch.ones(4, 3))
-
-
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-def test_another_order_of_the_shards_is_another_placement(backend, mesh):
+def test_another_order_of_the_shards_is_another_placement(backend, meshes):
     """Both dimensions of the mesh shard dimension 0, the other one first."""
-    square = init_device_mesh("cpu", (2, 2))
+    square = meshes
     usual = DTensor.from_local(torch.ones(2, 3), square, [Shard(0), Shard(0)], run_check=False)
     [entry] = usual._spec.shard_order
     reversed_order = (entry._replace(mesh_dims=entry.mesh_dims[::-1]),)
@@ -133,3 +106,39 @@ def test_another_order_of_the_shards_is_another_placement(backend, mesh):
     with pytest.raises(RuntimeError, match="cannot redistribute"):
         optimizer.step()
     assert same_bits(param._local_tensor, kept)
+
+
+def test_the_backends_of_parameters_are_named(mesh):
+    params = {
+        "whole": torch.nn.Parameter(torch.ones(4)),
+        "sharded": torch.nn.Parameter(sharded(torch.ones(4), mesh)),
+        "wrapped": torch.nn.Parameter(TwoTensor(torch.ones(4), torch.ones(4))),
+        "sharded and wrapped": torch.nn.Parameter(
+            sharded(TwoTensor(torch.ones(4), torch.ones(4)), mesh)
+        ),
+        "frozen": torch.nn.Parameter(torch.ones(4), requires_grad=False),
+    }
+    optimizer = FusedRAdam(params.items())
+    expected = {"cpu": ["whole", "sharded"], "eager": ["wrapped", "sharded and wrapped"]}
+    assert optimizer.backends() == expected
+    assert not optimizer.state
+    params["whole"].grad = torch.ones(4)
+    optimizer.step()
+    assert optimizer.backends() == expected
+    slow = torch.nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [("slow", slow)], "differentiable": True})
+    assert optimizer.backends()["eager"] == [*expected["eager"], "slow"]
+
+
+def test_unnamed_parameters_are_numbered():
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = FusedRAdam([{"params": params[:1]}, {"params": params[1:]}], backend="eager")
+    numbered = ["parameter 0 of group 0", "parameter 0 of group 1"]
+    assert optimizer.backends() == {"eager": numbered}
+
+
+def test_a_backend_that_cannot_step_says_so(mesh):
+    wrapped = torch.nn.Parameter(sharded(TwoTensor(torch.ones(4), torch.ones(4)), mesh))
+    optimizer = FusedRAdam([wrapped], backend="cpu")
+    with pytest.raises(RuntimeError, match="TwoTensor keeps its memory in other tensors"):
+        optimizer.backends()

@@ -7,37 +7,27 @@ from torch import Tensor
 
 from . import cpu, cuda, eager, triton
 from .launches import (
-    Groups,
     Kind,
     Launch,
     Launches,
-    Place,
-    States,
     Step,
     TableLaunch,
     is_capturing,
-    name_of,
     new_numbers,
-    params_of,
 )
 
 __all__ = [
     "BACKENDS",
     "Backend",
-    "Groups",
     "Kind",
     "Launch",
     "Launches",
-    "Place",
-    "States",
     "Step",
     "TableLaunch",
     "check_name",
     "check_options",
     "is_capturing",
-    "name_of",
     "new_numbers",
-    "params_of",
     "select",
 ]
 

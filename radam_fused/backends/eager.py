@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..dtensors import are_placed_alike, is_dtensor, local
 from ..flat import Slot
+from ..groups import Groups, Place, name_of, params_of
 from ..overlap import extent
 from ..rectification import Coefficients, Update, coefficients
 from ..state import (
@@ -20,7 +21,7 @@ from ..state import (
     check_state,
 )
 from ..tensors import has_own_memory, is_dense
-from .launches import Groups, Kind, Place, Step, name_of, params_of
+from .launches import Kind, Step
 
 # Below it, the residual of a float64 root would underflow; scaled by _SCALE, nothing overflows.
 _TINY = 2.0**-900

@@ -1,6 +1,6 @@
 """The launches of a step: their interface, and the base of those that pass addresses to kernels."""
 
-from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -12,29 +12,11 @@ from ..allocation import take_over_layout, take_over_placements
 from ..dtensors import is_dtensor, local, redistribute
 from ..extension import _C
 from ..flat import Slot
+from ..groups import Groups, Place, States, name_of
 from ..interrupts import deferred
 from ..options import COEFFICIENTS, NAMES, OptionSet
 from ..state import State
 from ..tensors import describe
-
-Place = tuple[int, int]  # index of a group, index of a parameter in it
-Groups = Sequence[dict[str, Any]]
-States = MutableMapping[Tensor, Any]
-
-
-def params_of(group: Mapping[str, Any]) -> Sequence[Tensor]:
-    """The parameters of a group, which can be any iterable."""
-    params = group["params"]
-    return params if isinstance(params, list | tuple) else list(params)
-
-
-def name_of(groups: Groups, place: Place) -> str:
-    """The name of a parameter in error messages."""
-    index, i = place
-    names = groups[index].get("param_names")
-    if isinstance(names, Sequence) and i < len(names):
-        return f"parameter {names[i]!r}"
-    return f"parameter {i} of group {index}"
 
 
 class Kind(NamedTuple):

@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor, Shard
 
 from radam_fused import FusedRAdam, extension
 
@@ -187,3 +188,8 @@ def assert_true(make, options, **how):
     """Assert that an optimizer agrees with the paper within the rounding of its arithmetic."""
     for what, error in true_errors(make, options, **how).items():
         assert error <= (0 if what == "step" else TRUE_BOUND), f"{what}: {error} roundings"
+
+
+def sharded(local, mesh, placement=None):
+    """A DTensor with a local tensor; by default one that is sharded by its first dimension."""
+    return DTensor.from_local(local, mesh, [placement or Shard(0)], run_check=False)

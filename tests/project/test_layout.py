@@ -17,6 +17,8 @@ ROWS = [
         "presets",
         "dtensors",
         "extension",
+        "groups",
+        "locks",
         "scaling",
         "interrupts",
     },
