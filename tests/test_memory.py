@@ -8,7 +8,7 @@ import torch
 
 from radam_fused import FusedRAdam
 
-from .harness.helpers import parameters
+from .harness.helpers import parameters, sharded
 
 
 def stepped(shapes, **options):
@@ -47,6 +47,18 @@ def python_peak(optimizer):
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True, "weight_decay": 0.1}], ids=str)
 def test_a_step_allocates_no_tensor_memory(options):
     assert tensor_bytes(stepped([(100_000,), (64, 16), ()], **options)) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_of_dtensors_allocates_no_tensor_memory(mesh):
+    shapes = [(100_000,), (64, 16)]
+    params = [torch.nn.Parameter(sharded(torch.ones(shape), mesh)) for shape in shapes]
+    for p in params:
+        p.grad = sharded(torch.ones_like(p._local_tensor), mesh)
+    optimizer = FusedRAdam(params, backend="cpu")
+    for _ in range(8):
+        optimizer.step()
+    assert tensor_bytes(optimizer) == 0
 
 
 @pytest.mark.filterwarnings("ignore")
