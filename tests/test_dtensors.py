@@ -4,22 +4,23 @@ import dataclasses
 
 import pytest
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.two_tensor import TwoTensor
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, radam_step_
 
 from .harness.helpers import same_bits, sharded
 
 SHAPES = [(10, 6), (7,), (3, 3), (1,), (0, 4)]  # of local tensors
 
 
-def pair(mesh, **options):
+def pair(mesh, dtype=torch.float32, **options):
     """An optimizer of DTensors, and one of plain tensors with the same values."""
-    values = [torch.randn(shape) for shape in SHAPES]
+    values = [torch.randn(shape, dtype=dtype) for shape in SHAPES]
     params = [torch.nn.Parameter(sharded(value.clone(), mesh)) for value in values]
     plain = [torch.nn.Parameter(value.clone()) for value in values]
-    return FusedRAdam(params, lr=0.1, **options), FusedRAdam(plain, lr=0.1)
+    return FusedRAdam(params, lr=0.1, **options), FusedRAdam(plain, lr=0.1, **options)
 
 
 def params_of(optimizer):
@@ -49,6 +50,62 @@ def test_dtensors_have_the_bits_of_plain_tensors(backend, mesh):
         versions = [param._version for param in params_of(optimizer)]
         step(optimizer, plain, mesh)
         assert [param._version for param in params_of(optimizer)] == [v + 1 for v in versions]
+    check_same(optimizer, plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fused": True},
+        {"amsgrad": True},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.bfloat16, "moments_in_param_dtype": True},
+        {"dtype": torch.complex64},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_options(options, backend, mesh):
+    optimizer, plain = pair(mesh, backend=backend, **options)
+    for _ in range(8):
+        step(optimizer, plain, mesh)
+    check_same(optimizer, plain)
+    assert list(optimizer.backends()) == [backend]
+
+
+def test_steps_that_the_device_counts(host_backend, mesh):
+    optimizer, plain = pair(mesh, backend=host_backend.name, capturable=True)
+    for _ in range(8):
+        step(optimizer, plain, mesh)
+    check_same(optimizer, plain)
+    assert all(launch.kind.counts_on_device for launch in optimizer._plan.launches)
+
+
+def test_the_function(mesh):
+    values = [torch.randn(3, 4) for _ in range(4)]
+    for step in range(8):
+        plain = [value.clone() for value in values]
+        placed = [sharded(value.clone(), mesh) for value in values]
+        counts = [torch.tensor(float(step)) for _ in range(2)]
+        for tensors, count in zip((plain, placed), counts, strict=True):
+            param, grad, exp_avg, exp_avg_sq = tensors
+            exp_avg_sq.abs_()
+            radam_step_([param], [grad], [exp_avg], [exp_avg_sq], [count], lr=0.1)
+            assert count.item() == step + 1
+        assert not same_bits(plain[0], values[0])
+        for tensor, other in zip(placed, plain, strict=True):
+            assert same_bits(tensor._local_tensor, other)
+
+
+def test_a_local_tensor_that_is_still_computed_is_waited_for(mesh):
+    optimizer, plain = pair(mesh)
+    for _ in range(3):
+        for param, twin in zip(params_of(optimizer), params_of(plain), strict=True):
+            twin.grad = torch.randn_like(twin)
+            param.grad = sharded(torch.empty_like(twin), mesh)
+            param.grad._local_tensor = AsyncCollectiveTensor(twin.grad.clone())
+        optimizer.step()
+        plain.step()
+        assert all(param.grad._local_tensor.completed for param in params_of(optimizer))
     check_same(optimizer, plain)
 
 

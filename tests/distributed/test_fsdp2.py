@@ -105,10 +105,10 @@ def test_replaced_local_tensors_are_stepped():
     optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
     for step in range(STEPS):
         if step == 4:
-            before = [param._local_tensor.data_ptr() for param in model.parameters()]
+            before = [param._local_tensor for param in model.parameters()]
             model._apply(torch.clone)
-            after = [param._local_tensor.data_ptr() for param in model.parameters()]
-            assert not set(before) & set(after)
+            for param, local in zip(model.parameters(), before, strict=True):
+                assert param._local_tensor.data_ptr() != local.data_ptr()
         optimizer.zero_grad()
         backward(model, step, part())
         twin.step()
