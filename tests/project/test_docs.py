@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -40,7 +41,8 @@ def named(found):
 
 PYTHON = list(blocks("python"))
 WHOLE = [(path, text) for path, title, text in PYTHON if title is None]
-PARTS = [(path, title, text) for path, title, text in PYTHON if title is not None]
+LAUNCHED = [entry for entry in PYTHON if (entry[1] or "").startswith("torchrun ")]
+PARTS = [entry for entry in PYTHON if entry[1] is not None and entry not in LAUNCHED]
 
 
 # Runs each block with names of its own. One process for all: the import of torch takes seconds.
@@ -76,6 +78,20 @@ def test_the_blocks_for_a_gpu_run():
     assert_run(found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "title", "text"), named(LAUNCHED))
+def test_a_block_for_several_processes_runs(path, title, text, tmp_path):
+    (tmp_path / "block.py").write_text(
+        text + "assert getattr(optimizer, 'optim', optimizer).state\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", *title.split()[1:], "block.py"]
+    more = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | more, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("path", "title", "text"), named(PARTS))
 def test_a_block_of_an_example_stands_in_it(path, title, text):
     assert text in (ROOT / title).read_text()
@@ -84,6 +100,7 @@ def test_a_block_of_an_example_stands_in_it(path, title, text):
 def test_there_are_blocks():
     assert len(WHOLE) >= 10
     assert len(PARTS) >= 5
+    assert len(LAUNCHED) >= 4
 
 
 @pytest.mark.parametrize(("path", "_", "text"), named(blocks("diff")))

@@ -47,7 +47,7 @@ def run(path, folder, *more, launcher=()):
     )
 
 
-ALONE = [path for path in EXAMPLES if path.stem not in ("ddp", "cuda_graph")]
+ALONE = [path for path in EXAMPLES if path.stem not in ("ddp", "fsdp2", "cuda_graph")]
 
 
 @pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
@@ -74,6 +74,21 @@ def test_two_processes_train_save_and_resume(tmp_path):
     assert "at step 8" in second.stdout, second.stderr
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert {s["step"].item() for s in saved["optimizer"]["state"].values()} == {8.0}
+
+
+def test_a_sharded_run_resumes_on_other_numbers_of_processes(tmp_path):
+    [path] = [path for path in EXAMPLES if path.stem == "fsdp2"]
+    for count, end in ((2, 4), (3, 8), (1, 12)):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        done = run(path, tmp_path, launcher=launcher)
+        assert f"at step {end}" in done.stdout, done.stderr
+        assert f"rank {count - 1} steps by c" in done.stdout  # cpu or cuda
+    # One process that was never sharded ends at the same loss.
+    [loss] = re.findall(r"final loss (\S+)", done.stdout)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "1"]
+    alone = run(path, tmp_path, "--steps", "12", "--checkpoint", "other", launcher=launcher)
+    [expected] = re.findall(r"final loss (\S+)", alone.stdout)
+    assert float(loss) == pytest.approx(float(expected), abs=2e-4)
 
 
 def test_the_graph_needs_a_gpu_and_says_so(tmp_path):
