@@ -5,10 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
+
+_PLAIN = frozenset((Tensor, Parameter))  # the types of most tensors, looked at first
 
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor."""
+    if type(tensor) in _PLAIN:
+        return False
     # Where there is one, its module has been imported; to import it takes long.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and type(tensor) is getattr(module, "DTensor", None)
@@ -19,7 +24,7 @@ def local(tensor: Any) -> Any:
 
     Waits for a collective operation that still computes it.
     """
-    if not is_dtensor(tensor):
+    if type(tensor) in _PLAIN or not is_dtensor(tensor):
         return tensor
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
 

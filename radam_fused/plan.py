@@ -304,11 +304,10 @@ class Plan:
             group: Its group.
         """
         differentiable, capturable = group["differentiable"], group["capturable"]
-        kind = type(local(param)), param.device, differentiable, capturable
+        part = local(param)
+        kind = type(part), param.device, differentiable, capturable
         if kind not in chosen:
-            chosen[kind] = backends.select(
-                self._backend, local(param), name, differentiable, capturable
-            )
+            chosen[kind] = backends.select(self._backend, part, name, differentiable, capturable)
         return self._addressing(*chosen[kind], tensors, name)
 
     def _addressing(

@@ -1,5 +1,6 @@
 """DTensors are stepped through their local tensors, with the bits of plain tensors."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -185,6 +186,25 @@ def test_the_backends_of_parameters_are_named(mesh):
     slow = torch.nn.Parameter(torch.ones(2))
     optimizer.add_param_group({"params": [("slow", slow)], "differentiable": True})
     assert optimizer.backends()["eager"] == [*expected["eager"], "slow"]
+
+
+def test_a_local_tensor_that_is_a_wrapper_is_stepped_by_eager(mesh):
+    value = torch.randn(4, 3)
+    param = torch.nn.Parameter(sharded(TwoTensor(value.clone(), value.clone()), mesh))
+    plain = torch.nn.Parameter(value.clone())
+    optimizer, other = FusedRAdam([param], lr=0.1), FusedRAdam([plain], lr=0.1)
+    for number in range(7):
+        plain.grad = torch.randn(4, 3)
+        param.grad = sharded(TwoTensor(plain.grad.clone(), plain.grad.clone()), mesh)
+        with contextlib.ExitStack() as stack:
+            if number == 0:  # it warns once
+                reason = "TwoTensor keeps its memory in other tensors"
+                stack.enter_context(pytest.warns(UserWarning, match=reason))
+            optimizer.step()
+        other.step()
+    assert same_bits(param._local_tensor.a, plain.detach())
+    assert same_bits(param._local_tensor.b, plain.detach())
+    assert type(optimizer.state[param]["exp_avg"]._local_tensor) is TwoTensor
 
 
 def test_unnamed_parameters_are_numbered():

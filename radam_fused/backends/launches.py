@@ -234,15 +234,16 @@ class Launches:
         Raises:
             RuntimeError: A gradient does not fit its parameter after it was redistributed.
         """
-        self._redistribute(step)
+        for launch in self._by_kind.values():
+            if launch.misplaced():
+                self._redistribute(step)
+                break
         for launch in self._by_kind.values():
             launch.compute(step)
 
     def _redistribute(self, step: Step) -> None:
         """Place gradients like their parameters: once a step, and in one order on every process."""
         found = [(launch, launch.misplaced()) for launch in self._by_kind.values()]
-        if not any(misplaced for _, misplaced in found):
-            return
         pairs = {place: (grad, param) for _, them in found for place, param, grad in them}
         moved = redistribute(pairs)
         for launch, misplaced in found:

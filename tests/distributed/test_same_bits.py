@@ -25,10 +25,16 @@ def hybrid(size):
     return shard(new_model(), mesh)
 
 
+def on_two_dimensions(size):
+    mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("data", "tensor"))
+    return shard(parallelize(new_model(), mesh["tensor"]), mesh["data"])
+
+
 LAYOUTS = {
     "plain": lambda size: new_model(),
     "FSDP2": lambda size: shard(new_model(), over_all(size)),
     "HSDP": hybrid,
+    "FSDP2 and TP": on_two_dimensions,
     "TP": lambda size: parallelize(new_model(), over_all(size)),
     "TP with sequences": lambda size: parallelize_sequences(new_model(), over_all(size)),
 }
@@ -61,6 +67,7 @@ def expected():
         ("FSDP2", 2),
         ("FSDP2", 3),
         ("HSDP", 4),
+        ("FSDP2 and TP", 4),
         ("TP", 1),
         ("TP", 2),
         ("TP", 3),
