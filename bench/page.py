@@ -65,9 +65,11 @@ def _sharded(record: Record) -> str:
     for case, of in _results(record).items():
         for name, t in fastest_first(of).items():
             quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
-            how = "" if name == OURS else verdict(of[OURS], t)
-            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
-    return markdown(rows, ["case", "optimizer", "ms", "quartiles", f"{OURS} on DTensors is"])
+            how = "" if name in (OURS, LIMIT) else verdict(of[OURS], t)
+            share = f"{of[LIMIT].median / t.median:.3f}"
+            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, share, how])
+    head = ["case", "optimizer", "ms", "quartiles", "of the limit", f"{OURS} on DTensors is"]
+    return markdown(rows, head)
 
 
 def _gpu(record: Record) -> str:

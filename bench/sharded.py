@@ -19,7 +19,8 @@ from radam_fused import FusedRAdam
 from radam_fused.benchmark.models import gpt2
 from radam_fused.benchmark.timing import Step, Timer, interleave, timings, wall_clock
 
-from .cases import Shapes
+from .bandwidth_limit import LIMIT, limit, new_arrays
+from .cases import Shapes, elements
 from .machine import RESULTS, machine
 from .page import write
 from .rivals import FOREACH, FUSED_ADAMW, OURS, RADAM
@@ -68,6 +69,7 @@ def _steps(shapes: Shapes, mesh: DeviceMesh) -> dict[str, Step]:
         f"{FUSED_ADAMW} on plain tensors": optim.AdamW(_parameters(shapes, None), fused=True).step,
         FOREACH: optim.RAdam(_parameters(shapes, mesh), foreach=True).step,
         RADAM: optim.RAdam(_parameters(shapes, mesh), foreach=False).step,
+        LIMIT: limit(new_arrays(elements(shapes) // PROCESSES)),
     }
 
 

@@ -307,7 +307,9 @@ bool TensorTable::read(const py::list& groups, const py::object& states) {
         const bool is_beside = has_metadata && more == nullptr;
         prefetch(ahead.tensors[r], ahead.sizes[r], is_beside ? 5 : 3, is_beside ? 6 : 1);
         if (more == nullptr || kRoleKinds[r] == RoleKind::counter) continue;
-        prefetch(more->tensors[r], more->sizes[r], 1, has_metadata ? 4 : 0);
+        // Of the wrapper of a moment, only the Python object is read.
+        if (has_metadata) prefetch(more->tensors[r], more->sizes[r], 1, 4);
+        __builtin_prefetch(more->tensors[r]);
         __builtin_prefetch(static_cast<const char*>(more->tensors[r]) + 56);  // its slots
       }
       if (ahead.state_index < states_.size()) {
