@@ -86,7 +86,7 @@ def _shared_clock(step: Step) -> Timer:
     return timer
 
 
-def _time_in_process(rank: int, case: str, folder: str) -> None:
+def _time_in_process(rank: int, shapes: Shapes, rounds: int, title: str, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if rank > 0:
@@ -94,24 +94,25 @@ def _time_in_process(rank: int, case: str, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store", PROCESSES)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    found = interleave(_steps(CASES[case], mesh), ROUNDS[case], case, _shared_clock)
+    found = interleave(_steps(shapes, mesh), rounds, title, _shared_clock)
     if rank == 0:
         seconds = {name: timing._asdict() for name, timing in found.items()}
         (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
     dist.destroy_process_group()
 
 
-def time_case(case: str) -> dict[str, Any]:
-    """Time every optimizer of a case in new processes, each of one thread."""
+def time_shapes(shapes: Shapes, rounds: int, title: str) -> dict[str, Any]:
+    """Time every optimizer in new processes, each of one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_time_in_process, (case, folder), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+        arguments = shapes, rounds, title, folder
+        torch.multiprocessing.spawn(_time_in_process, arguments, nprocs=PROCESSES)  # type: ignore[no-untyped-call]
         return json.loads((Path(folder) / "seconds.json").read_text())  # type: ignore[no-any-return]
 
 
 def measure(folder: Path) -> None:
     """Run the benchmark and write sharded.json, and the page about bench/results."""
     where = machine() | {"threads": 1, "processes": PROCESSES}
-    seconds = {case: time_case(case) for case in CASES}
+    seconds = {case: time_shapes(CASES[case], ROUNDS[case], case) for case in CASES}
     results = {case: timings(section) for case, section in seconds.items()}
     for case, measured in results.items():
         print(f"\n{table(case, measured)}")

@@ -16,7 +16,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from radam_fused import FusedRAdam
 
-from .models import backward, new_model, part_of, train
+from .models import STEPS, Twin, backward, give_gradients, new_model, part_of, train
 from .processes import on
 
 LR = 0.05
@@ -69,6 +69,20 @@ def test_sequence_parallel():
     misplaced = [name for name, p in model.named_parameters() if p.placements != p.grad.placements]
     assert len(misplaced) == 4
     train(model, optimizer_of(model), lr=LR)
+
+
+@on(3)
+def test_replicated_gradients_of_sharded_parameters():
+    model = parallelize(new_model(), init_device_mesh("cpu", (3,)))
+    optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
+    for step in range(STEPS):
+        give_gradients(model, step)
+        for param in model.parameters():
+            if isinstance(param, DTensor):
+                param.grad = param.grad.redistribute(placements=[Replicate()])
+        twin.step()
+        optimizer.step()
+        twin.check(optimizer)
 
 
 @on(3)

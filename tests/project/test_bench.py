@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import cuda, machine, scaling, tune, variant
+from bench import cuda, machine, scaling, sharded, tune, variant
 from bench.bandwidth_limit import LIMIT
 from bench.cases import MANY, elements, within
 from bench.charts import HEADLINE, draw, draw_headline, draw_scaling
@@ -80,6 +80,17 @@ def test_a_point_has_the_shapes_and_threads_of_its_name(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert timed == {"threads": 1, "rounds": 10, "names": [*scaling.SHOWN, LIMIT]}
+
+
+@pytest.mark.slow
+def test_sharded_parameters_are_timed_in_two_processes():
+    seconds = sharded.time_shapes([(4, 3), (2,)], 3, "small")
+    for target in sharded.TARGETS:
+        assert {target.ours, target.rival} <= seconds.keys()
+    assert all(t.lower_quartile > 0 for t in timings(seconds).values())
+    shapes = sharded.CASES[sharded.FEW]
+    assert (len(shapes), elements(shapes)) == (98, 33_411_584)
+    assert len(sharded.CASES[sharded.MANY]) == 722
 
 
 def around(median, spread=0.01):
