@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, overload
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -11,11 +12,11 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends
 from .allocation import complete_states, move_counters, new
-from .dtensors import is_dtensor
+from .dtensors import check_not_flat
 from .faults import check_params
 from .flat import FlatGroup, movable
-from .groups import Groups, name_of, params_of
-from .loading import check_state_dict, complete_options, restore_loaded
+from .groups import name_of, params_of
+from .loading import check_state_dict, complete_options, restore_loaded, warn_of_differences
 from .locks import lock
 from .options import OptionSet, warn_user
 from .plan import Plan
@@ -28,6 +29,9 @@ from .values import flag
 _check_graph_capture: Callable[[Optimizer], None] = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
+
+
+_UNTRACED: "WeakSet[type[Optimizer]]" = WeakSet()  # classes whose step has been replaced
 
 
 class FusedOptimizer(Optimizer):
@@ -146,11 +150,7 @@ class FusedOptimizer(Optimizer):
             for i, param in enumerate(params_of(self.param_groups[index]))
         ]
         for name, param in named:
-            if is_dtensor(param):
-                raise RuntimeError(
-                    f"flatten=True cannot move {name} into a flat buffer: it is a DTensor, whose "
-                    "memory belongs to what shards it"
-                )
+            check_not_flat(param, name)
         flat = FlatGroup.of(movable(named))
         self.flat_buffers.append(flat)
 
@@ -251,24 +251,14 @@ class FusedOptimizer(Optimizer):
         try:
             super().load_state_dict(state_dict)
             if self._loading is not None:
-                self._warn_of_differences(before, self._loading["param_groups"])
+                saved = self._loading["param_groups"]
+                warn_of_differences(before, saved, self.param_groups, self._options)
         except BaseException:
             self.__dict__.update(unchanged)
             raise
         finally:
             handle.remove()
             self._loading = None
-
-    def _warn_of_differences(self, before: Groups, saved: Groups) -> None:
-        get = self._options.get
-        differences = [
-            f"group {index} had {name}={get(own, name)!r}, the state_dict has "
-            f"{get(theirs, name)!r}, and {get(self.param_groups[index], name)!r} holds"
-            for index, (own, theirs) in enumerate(zip(before, saved, strict=True))
-            for name in self._options.differences(own, theirs)
-        ]
-        if differences:
-            warn_user("options differ: " + "; ".join(differences))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as `torch.optim.Optimizer.zero_grad` does.
@@ -325,9 +315,16 @@ class FusedOptimizer(Optimizer):
             self._step(*(scaling if self._step_supports_amp_scaling else (None, None)))
         return loss
 
-    # torch.compile cannot trace the extension. torch.compiler.disable would import torch._dynamo
-    # with this module, which takes seconds and fails if triton is broken.
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _patch_step_function(self) -> None:
+        """As in torch, but torch.compile runs the step with its hooks outside of its graphs."""
+        super()._patch_step_function()
+        cls = type(self)
+        if cls not in _UNTRACED:
+            # torch.compiler.disable would import torch._dynamo here, which takes seconds.
+            untraced: Any = torch._disable_dynamo(cls.step)  # type: ignore[attr-defined]
+            cls.step = untraced  # type: ignore[method-assign]
+            _UNTRACED.add(cls)
+
     def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         try:
             self._plan.step(self.param_groups, self.state, grad_scale, found_inf)
@@ -335,6 +332,24 @@ class FusedOptimizer(Optimizer):
             self._plan.launches.release()
             self._forget_plan()
             raise
+
+    def state_dict(self) -> StateDict:
+        """The state of the optimizer as a dict, as `torch.optim.Optimizer.state_dict`.
+
+        Parameters whose gradients lie in flat buffers have a state before their first step: torch's
+        distributed checkpoints make one only where no gradient is set.
+        """
+        flats = [flat for flat in self.flat_buffers if flat.has_gradients]
+        with self._lock:
+            complete_states(
+                [
+                    new(param, self.state[param], group, self._options)
+                    for group in self.param_groups
+                    for param in params_of(group)
+                    if param.grad is not None and any(flat.find(param) for flat in flats)
+                ]
+            )
+        return super().state_dict()
 
     def backends(self) -> dict[str, list[str]]:
         """The backends that step the parameters as they are now.

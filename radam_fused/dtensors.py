@@ -101,6 +101,19 @@ def check_alike(param: Any, tensor: Any, name: str) -> None:
         raise ValueError(f"{name} has a local tensor of shape {shape}, expected {expected}")
 
 
+def check_not_flat(param: Any, name: str) -> None:
+    """Check that a parameter of an optimizer with flat buffers is no DTensor.
+
+    Raises:
+        RuntimeError: It is one.
+    """
+    if is_dtensor(param):
+        raise RuntimeError(
+            f"flatten=True cannot move {name} into a flat buffer: it is a DTensor, whose memory "
+            "belongs to what shards it"
+        )
+
+
 def check_not_partial(param: Any, name: str) -> None:
     """Check that the values of a parameter are no terms of a sum that is still to be taken.
 

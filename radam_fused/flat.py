@@ -71,7 +71,7 @@ class Slot(NamedTuple):
 
         Raises:
             ValueError: It has another device, dtype or shape than the slot, or was moved to shared
-                memory; the message names it.
+                memory or into a larger storage; the message names it.
         """
         param, shape = self.param, tuple(self.shape)
         if self.holds(param):
@@ -87,6 +87,13 @@ class Slot(NamedTuple):
                 f"{name} cannot return to its flat buffer: it has become {param.dtype} {how}of "
                 f"shape {tuple(param.shape)} on {param.device}, expected {self.buffer.dtype} of "
                 f"shape {shape} on {self.buffer.device}"
+            )
+        # As in the buckets of ZeroRedundancyOptimizer, which would then be stale.
+        held = param.untyped_storage().nbytes()
+        if is_dense(param) and held > param.numel() * param.element_size():
+            raise ValueError(
+                f"{name} cannot return to its flat buffer: it lies in a storage of {held} bytes "
+                "with other values, expected memory of its own"
             )
 
     def bring_back(self) -> None:

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from .allocation import numbers_of
 from .groups import Groups, name_of, params_of
-from .options import Group, OptionSet
+from .options import Group, OptionSet, warn_user
 from .state import (
     MOMENTS,
     REQUIRED,
@@ -178,3 +178,23 @@ def restore_loaded(
         steps = torch.stack([state["step"].reshape(()) for state in alike]).to(dtype)
         for state, number in zip(alike, numbers_of(steps), strict=True):
             state["step"] = number
+
+
+def warn_of_differences(before: Groups, saved: Groups, after: Groups, options: OptionSet) -> None:
+    """Warn where options that the counterpart in torch.optim lacks differed from a state_dict's.
+
+    Args:
+        before: The groups before the state_dict was loaded.
+        saved: The groups of the state_dict.
+        after: The groups now.
+        options: The options of the optimizer's class.
+    """
+    get = options.get
+    differences = [
+        f"group {index} had {name}={get(own, name)!r}, the state_dict has "
+        f"{get(theirs, name)!r}, and {get(after[index], name)!r} holds"
+        for index, (own, theirs) in enumerate(zip(before, saved, strict=True))
+        for name in options.differences(own, theirs)
+    ]
+    if differences:
+        warn_user("options differ: " + "; ".join(differences))

@@ -15,7 +15,7 @@ from .backends import (
     Launches,
     Step,
 )
-from .dtensors import local
+from .dtensors import check_not_flat, local
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
@@ -55,7 +55,8 @@ class Plan:
     Args:
         backend: The backend's name, or "auto".
         options: The options of the optimizer's class.
-        flat_groups: The flat buffers of each parameter group; empty without them.
+        flat_groups: The flat buffers of each parameter group; empty without them. Those that hold
+            no parameter of the optimizer any more are dropped.
         graph_launches: Launches of earlier plans whose memory captured graphs still use.
         warned: What the user has been warned of: misspelled options, and the eager backend.
 
@@ -67,14 +68,14 @@ class Plan:
         self,
         backend: str,
         options: OptionSet,
-        flat_groups: Sequence[FlatGroup] = (),
+        flat_groups: list[FlatGroup] | None = None,
         graph_launches: Sequence[Launch] = (),
         warned: set[str] | None = None,
     ) -> None:
         self.launches = Launches()
         self._backend = backend
         self._options = options
-        self._flat_groups = flat_groups
+        self._flat_groups = [] if flat_groups is None else flat_groups
         self._graph_launches = graph_launches
         self._warned = set() if warned is None else warned
         self._waiting: Any = None  # parameters in no launch yet; None: nothing is planned
@@ -164,6 +165,7 @@ class Plan:
         for index in range(len(groups)):
             self._check_options(groups, index)
         self._planned = [self._options.planned(group) for group in groups]
+        self._drop_flat_groups(groups)
         self._numbers = backends.new_numbers(self._options)
         if _C is None:  # only eager is available; every step plans
             self._add(with_gradient(groups), groups, states)
@@ -172,6 +174,14 @@ class Plan:
         waiting = _C.Waiting(groups)
         self._add(waiting.take(groups), groups, states)
         self._waiting = waiting
+
+    def _drop_flat_groups(self, groups: Groups) -> None:
+        """Release flat buffers whose parameters a framework has replaced in the groups."""
+        if self._flat_groups:
+            params = [param for group in groups for param in params_of(group)]
+            for index, flat in enumerate(self._flat_groups):
+                if flat.buffers and not any(flat.find(param) for param in params):
+                    self._flat_groups[index] = FlatGroup.of([])
 
     def _add(self, places: Sequence[Place], groups: Groups, states: States) -> None:
         """Check parameters, complete their states, and add them to launches."""
@@ -235,6 +245,8 @@ class Plan:
             check_grad(param, grad, name, self._options.name)
             if not isinstance(state, Mapping) or len(state) > 0:
                 check_state(param, state, name)
+            if self._flat_groups:
+                check_not_flat(param, name)
             home = self._home(param)
             if home is not None:
                 home[1].check(name)

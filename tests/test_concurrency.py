@@ -1,6 +1,8 @@
 """Steps in threads and in forked processes."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -46,3 +48,41 @@ def test_a_process_forked_during_a_step_can_step():
             optimizer.step()
             os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+# Another process, because the threads of OpenMP stay for ever.
+FORK = """
+import os, signal, threading, torch
+from radam_fused import FusedRAdam
+
+torch.set_num_threads(2)
+p = torch.nn.Parameter(torch.zeros(400_000))
+p.grad = torch.ones(400_000)
+optimizer = FusedRAdam([p], backend="cpu")
+optimizer.step()
+stopped = threading.Event()
+
+def steps():
+    while not stopped.is_set():
+        optimizer.step()
+
+thread = threading.Thread(target=steps)
+thread.start()
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a process that hangs
+        before = p[0].item(), p[-1].item()  # operations of torch on all of it would hang
+        optimizer.step()
+        os._exit(1 if before[0] == p[0].item() or before[1] == p[-1].item() else 7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+stopped.set()
+thread.join()
+"""
+
+
+def test_processes_forked_while_a_kernel_runs_can_step():
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.split() == ["7"] * 10, run.stderr

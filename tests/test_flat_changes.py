@@ -1,6 +1,8 @@
 """Flat buffers follow changes of parameters and groups, and copies of the optimizer."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from .harness.helpers import (
     copies,
     gradients,
     parameters,
+    sharded,
     train,
 )
 
@@ -142,3 +145,44 @@ def test_a_shallow_copy_leaves_the_original_alone(backend):
         train_groups(optimizer, 3)
         train_groups(plain, 3)
     assert_same_run(flat, plain)
+
+
+def test_memory_of_another_library_is_not_taken():
+    """As of the buckets of ZeroRedundancyOptimizer, which broadcasts them after the step."""
+    params = parameters((5,), (64,))
+    optimizer = FusedRAdam(params, flatten=True)
+    bucket = torch.cat([p.detach() for p in params])
+    params[0].data, params[1].data = bucket[:5], bucket[5:]
+    before = bucket.clone()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 cannot return .* other values"):
+        optimizer.step()
+    assert torch.equal(bucket, before)
+    assert not optimizer.state
+
+
+def test_buffers_of_replaced_parameters_are_released():
+    """A framework that shards a model replaces the parameters in the groups."""
+    optimizer = FusedRAdam(parameters((5,), (64,)), flatten=True)
+    train(optimizer, gradients(optimizer.param_groups[0]["params"], 2))
+    old = weakref.ref(optimizer.flat_buffers[0].buffers[0].data)
+    optimizer.param_groups[0]["params"] = new = parameters((5,), (64,))
+    optimizer.state.clear()
+    plain = FusedRAdam(copies(new), backend="cpu")
+    steps = gradients(new, 7)
+    for one in (optimizer, plain):
+        train(one, steps)
+    assert_same_run(optimizer, plain)
+    gc.collect()
+    assert old() is None
+    assert str(optimizer.flat_buffers[0]) == "no parameters"
+
+
+def test_dtensors_in_the_place_of_flat_parameters_are_an_error(mesh):
+    optimizer = FusedRAdam(parameters((4,)), flatten=True)
+    param = torch.nn.Parameter(sharded(torch.ones(4), mesh))
+    param.grad = sharded(torch.ones(4), mesh)
+    optimizer.param_groups[0]["params"] = [param]
+    with pytest.raises(RuntimeError, match=r"flatten=True cannot move parameter 0 .* DTensor"):
+        optimizer.step()

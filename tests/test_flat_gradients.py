@@ -4,6 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from radam_fused import FlatGroup, FusedRAdam
 from radam_fused.state import ROLES
@@ -162,3 +166,34 @@ class TestForeignBuffers:
             train(plain, [grads])
         for p, q in zip(params, plain.param_groups[0]["params"], strict=True):
             assert_same_bits(p.detach(), q.detach())
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_distributed_checkpoints_have_the_state_of_flat_gradients(steps):
+    """torch makes a state for a checkpoint only where no gradient is set."""
+
+    def build():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 4)
+        optimizer = FusedRAdam(model.parameters(), lr=0.1, flatten=True)
+        optimizer.flat_buffers[0].flatten_gradients()
+        return model, optimizer
+
+    def work(model, optimizer, numbers):
+        for number in numbers:
+            optimizer.zero_grad()
+            model(torch.full((2, 3), 1.0 + number)).square().sum().backward()
+            optimizer.step()
+
+    model, optimizer = build()
+    work(model, optimizer, range(steps))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    assert saved["state"].keys() == {"weight", "bias"}
+    assert {state["step"].item() for state in saved["state"].values()} == {steps}
+    weights = copy.deepcopy(model.state_dict())
+    work(model, optimizer, range(steps, steps + 5))
+    other, resumed = build()
+    other.load_state_dict(weights)
+    set_optimizer_state_dict(other, resumed, saved)
+    work(other, resumed, range(steps, steps + 5))
+    assert_same_run(optimizer, resumed)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -162,15 +163,17 @@ def test_pre_hook_may_change_gradients_and_arguments():
     assert torch.equal(p, before)
 
 
-def test_profiler_sees_the_step():
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_profiler_sees_the_step_and_its_backend(backend):
     [p] = parameters((3,))
     p.grad = torch.ones(3)
-    optimizer = FusedRAdam([p])
+    optimizer = FusedRAdam([p], backend=backend)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.profiler.profile() as profile:
             optimizer.step()
-    assert any(event.key == "Optimizer.step#FusedRAdam.step" for event in profile.key_averages())
+    keys = {event.key for event in profile.key_averages()}
+    assert {"Optimizer.step#FusedRAdam.step", f"radam_fused.{backend}"} <= keys
 
 
 def test_parameters_without_gradient_keep_their_own_step(backend):
@@ -354,6 +357,32 @@ def test_step_under_torch_compile():
             compiled(ours, one)
             train_step(theirs, other)
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("of_subclass", [False, True])
+def test_torch_compile_breaks_once_and_never_again(of_subclass):
+    """At the step itself, also while a scheduler changes the learning rate."""
+    [p] = parameters((3,))
+    p.grad = torch.ones(3)
+    cls = type("Mine", (FusedRAdam,), {}) if of_subclass else FusedRAdam
+    optimizer = cls([p], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=60)
+    called = []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(optimizer.step, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(50):
+            compiled()
+            scheduler.step()
+    [(reason, count)] = counters["graph_break"].items()
+    assert count == 1
+    assert "FusedOptimizer.step" in reason
+    assert counters["frames"]["total"] == 1
+    assert len(called) == 50
+    assert optimizer.state[p]["step"] == 50
 
 
 def test_repr_names_the_optimizer_and_its_options():

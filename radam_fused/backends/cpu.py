@@ -1,5 +1,6 @@
 """The CPU backend: runs the kernel of csrc/cpu."""
 
+import os
 from functools import cache
 
 import torch
@@ -17,7 +18,14 @@ def instruction_sets() -> list[str]:
 
 
 class CpuLaunch(TableLaunch):
-    """Updates parameters with one call of the CPU kernel."""
+    """Updates parameters with one call of the CPU kernel.
+
+    A forked process has none of the threads that OpenMP has started in its parent, and would wait
+    for them, so there one thread runs a step.
+    """
+
+    has_run = False  # whether a step of this process, or of its parent, may have started threads
+    is_forked = False
 
     instruction_set: str | None = None  # None: the best one; tests set the others
     prefetch: bool | None = None  # None: depends on the processor; tests set both
@@ -26,7 +34,16 @@ class CpuLaunch(TableLaunch):
         """See Launch.run."""
         if self.table.is_active():
             chosen = self.instruction_set or instruction_sets()[0]
-            _C.cpu_step(self.table, torch.get_num_threads(), chosen, self.prefetch)
+            CpuLaunch.has_run = True
+            threads = 1 if self.is_forked else torch.get_num_threads()
+            _C.cpu_step(self.table, threads, chosen, self.prefetch)
+
+
+def _note_fork() -> None:
+    CpuLaunch.is_forked |= CpuLaunch.has_run
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 def unavailable() -> str | None:

@@ -1,12 +1,13 @@
 """The launches of a step: their interface, and the base of those that pass addresses to kernels."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from ..allocation import take_over_layout, take_over_placements
 from ..dtensors import is_dtensor, local, redistribute
@@ -158,6 +159,17 @@ class Launch(Protocol):
         """Release the tensors that were read, without a step."""
 
 
+class _Recorded(NamedTuple):
+    """A launch that `torch.profiler` shows with the name of its backend."""
+
+    backend: str
+    launch: Launch
+
+    def run(self) -> None:
+        with profiler.record_function(f"radam_fused.{self.backend}"):
+            self.launch.run()
+
+
 class Launches:
     """The launches of a step. All of them read, then all compute, then all run."""
 
@@ -253,13 +265,16 @@ class Launches:
 
     def run(self) -> None:
         """Run every launch. Ctrl-C cannot leave some parameters updated and others not."""
+        launches: Iterable[Launch | _Recorded] = self._by_kind.values()
+        if profiler._is_profiler_enabled:  # a record takes microseconds
+            launches = [_Recorded(name, launch) for (name, _), launch in self._by_kind.items()]
         if not self._is_atomic:
             with deferred():
-                for launch in self._by_kind.values():
+                for launch in launches:
                     launch.run()
             return
         try:
-            for launch in self._by_kind.values():
+            for launch in launches:
                 launch.run()
         except KeyboardInterrupt:
             self.run()  # A launch that has run does nothing more.

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -130,6 +132,34 @@ def test_a_run_goes_on_with_the_other_optimizer(first, second, flat, processes, 
     assert_close(resume(str(tmp_path), flat, second, {}), expected)
     for found in processes.run(3, resume, str(tmp_path), flat, second, {}):
         assert_close(found, expected)
+
+
+def resume_with_own_options(folder, flat):
+    """Load a checkpoint of torch's optimizer into a preset with options that torch lacks."""
+    model, optimizer = build("ours", "official")
+    own = {
+        name: optimizer.param_groups[0][name]
+        for name in ("rectify_threshold", "decay_skipped_steps")
+    }
+    parts = parts_of(model, optimizer, flat)
+    with pytest.raises(CheckpointException, match=r"Missing key .*rectify_threshold"):
+        dcp.load(parts, checkpoint_id=folder)
+    dcp.load(parts, checkpoint_id=folder, planner=DefaultLoadPlanner(allow_partial_load=True))
+    set_optimizer_state_dict(model, optimizer, parts["optim"], options=options(flat))
+    assert {name: optimizer.param_groups[0][name] for name in own} == own
+    twin, expected = build("torch", {})
+    advance(twin, expected, range(SAVED))
+    for param, other in zip(model.parameters(), twin.parameters(), strict=True):
+        state, theirs = optimizer.state[param], expected.state[other]
+        assert state["step"].item() == theirs["step"].item() == SAVED
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(whole(state[key]), whole(theirs[key]))
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["nested keys", "flattened keys"])
+def test_options_that_a_checkpoint_lacks_are_kept(flat, processes, tmp_path):
+    processes.run(2, save, str(tmp_path), flat, "torch", {})
+    processes.run(3, resume_with_own_options, str(tmp_path), flat)
 
 
 def save_asynchronously(*arguments):

@@ -71,6 +71,20 @@ def test_zero_redundancy_optimizer(as_bucket_view):
     assert_same_on_every_rank(model)
 
 
+@on(2)
+def test_flat_buffers_do_not_take_parameters_out_of_buckets():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = new_model()
+    parallel = DistributedDataParallel(model)
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), FusedRAdam, parameters_as_bucket_view=True, lr=LR, flatten=True
+    )
+    backward(parallel, 0, part())
+    with pytest.raises(ValueError, match="cannot return to its flat buffer"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"])
 @pytest.mark.filterwarnings("ignore")
 @on(2)
