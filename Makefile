@@ -18,7 +18,7 @@ REHEARSING := $(firstword $(shell for python in python3.12 ~/.pyenv/versions/3.1
   python3; do $$python -c 'import sys; print(sys.executable)'; done 2>/dev/null))
 GPU_PARTS := gpu-build gpu-test gpu-sanitize gpu-bench gpu-tune
 
-.PHONY: demo quick test examples docs ptx oldest-triton bench structure paper gpu $(GPU_PARTS) \
+.PHONY: demo quick test examples clients docs ptx oldest-triton bench structure paper gpu $(GPU_PARTS) \
   gpu-rehearsal lint format sanitize package clean
 
 demo: $(DEMO_INSTALLED)
@@ -37,6 +37,12 @@ examples: $(INSTALLED)
 	$(PYTHON) -m pip install -q $(PINNED) -r examples/requirements.txt
 	$(PYTHON) -m pip install -q $(PINNED) --no-deps timm
 	$(PYTHON) -m pytest -q -m "" tests/project/test_examples.py
+
+# The trainers and wrappers that people use with the optimizer, each with a tiny model.
+clients: $(INSTALLED)
+	$(PYTHON) -m pip install -q $(PINNED) -r tests/clients/requirements.txt
+	$(PYTHON) -m pip install -q $(PINNED) --no-deps timm torchtitan spmd_types torch_checkpointing torchdata
+	$(WORKERS) $(PYTHON) -m pytest -q -m "" tests/clients
 
 # Writes the site to build/site. A warning is an error.
 docs: $(INSTALLED)
