@@ -428,12 +428,12 @@ py::object TensorTable::memory_of(Row& row, int role, py::object found) {
   PyObject* const tensor = found.ptr();
   if (!is_dtensor(tensor)) return {};
   DTensors& more = dtensors_[row.dtensor];
-  if (more.tensors[role] != tensor) {
-    more.tensors[role] = tensor;
+  if (role < kFirstState && more.tensors[role] != tensor) {
     dlpack::TensorView v{};
     if (torch_objects().api->view_from_object(tensor, &v) != 0) PyErr_Clear();
     more.sizes[role] = v.shape;
   }
+  more.tensors[role] = tensor;
   if (role == role::param && !more.placement.is_of(tensor)) return {};
   if (role >= kFirstState && !more.placement.agrees_with(tensor)) return {};
   py::object local = local_tensor(tensor);

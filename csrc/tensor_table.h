@@ -113,8 +113,8 @@ class TensorTable {
   // What a row of DTensors needs more.
   struct DTensors {
     Placement placement;
-    const void* tensors[kRoles] = {};  // of the last step, only for prefetches
-    const void* sizes[kRoles] = {};
+    const void* tensors[kRoles] = {};    // of the last step, only for prefetches
+    const void* sizes[role::step] = {};  // of the parameter and the gradient, also for prefetches
   };
   // A gradient that has to be redistributed.
   struct Misplaced {

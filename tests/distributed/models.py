@@ -3,6 +3,7 @@
 import zlib
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import LayerNorm, Linear, Module, ModuleList, Parameter
 
@@ -59,6 +60,11 @@ def part_of(rank, size):
     return slice(rank * BATCH // size, (rank + 1) * BATCH // size)
 
 
+def own_part():
+    """The part of a batch for this process."""
+    return part_of(dist.get_rank(), dist.get_world_size())
+
+
 def whole(tensor):
     """A copy of the whole tensor. On DTensors, a collective operation."""
     if isinstance(tensor, DTensor):
@@ -97,11 +103,11 @@ class Twin:
                 assert_same_bits(whole(optimizer.state[param][key]), value, f"{key} of {name}")
 
 
-def alone(steps=STEPS, **options):
+def alone(**options):
     """The parameters of a model that one process has trained."""
     model = new_model()
     optimizer = FusedRAdam(model.parameters(), **options)
-    for step in range(steps):
+    for step in range(STEPS):
         optimizer.zero_grad()
         backward(model, step)
         optimizer.step()
@@ -115,16 +121,21 @@ def assert_trained_alike(model, **options):
         torch.testing.assert_close(whole(param), value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def train(model, optimizer, part=slice(None), **options):
-    """Train, and check each step bit for bit, and the result within rounding."""
+def follow(model, optimizer, give, **options):
+    """Step with the gradients that `give(step)` computes, and check each step bit for bit."""
     assert list(optimizer.backends()) == ["cpu"]
     twin = Twin(model, **options)
     for step in range(STEPS):
         optimizer.zero_grad()
-        backward(model, step, part)
+        give(step)
         twin.step()
         optimizer.step()
         twin.check(optimizer)
+
+
+def train(model, optimizer, part=slice(None), **options):
+    """Train, and check each step bit for bit, and the result within rounding."""
+    follow(model, optimizer, lambda step: backward(model, step, part), **options)
     assert_trained_alike(model, **options)
 
 

@@ -7,9 +7,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from radam_fused import FusedRAdam
 
-from .models import STEPS, Twin, backward, new_model, placed_gradient, whole
+from .layouts import shard
+from .models import STEPS, Twin, backward, new_model, own_part, placed_gradient, whole
 from .processes import on
-from .test_fsdp2 import part, shard
 
 LR = 0.05
 OVERFLOWS = (2, 6)  # steps
@@ -34,7 +34,7 @@ def test_an_overflow_on_one_process_skips_the_step_on_all(method, fused):
     for step in range(STEPS):
         optimizer.zero_grad()
         scale = scaler.scale(torch.ones(())).item()
-        backward(parallel, step, part(), scale)
+        backward(parallel, step, own_part(), scale)
         overflows = step in OVERFLOWS
         if overflows:
             # DDP has reduced the gradients: what one process adds would part the copies.

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
 from radam_fused import PRESETS, FusedRAdam
 
 from ..harness.helpers import assert_same_bits
+from .layouts import shard
 from .models import STEPS, give_gradients, new_model, whole
-from .test_fsdp2 import shard
 
 pytestmark = [
     pytest.mark.slow,

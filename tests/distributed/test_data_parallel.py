@@ -9,14 +9,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from radam_fused import FusedRAdam
 
-from .models import STEPS, Block, Twin, assert_trained_alike, backward, new_model, part_of
+from .models import STEPS, Block, Twin, assert_trained_alike, backward, new_model, own_part
 from .processes import on
 
 LR = 0.05
-
-
-def part():
-    return part_of(dist.get_rank(), dist.get_world_size())
 
 
 def assert_same_on_every_rank(model):
@@ -39,7 +35,7 @@ def test_distributed_data_parallel(options):
     twin = Twin(model, lr=LR)
     for step in range(STEPS):
         optimizer.zero_grad(set_to_none=step % 2 == 0)
-        backward(parallel, step, part())
+        backward(parallel, step, own_part())
         twin.step()
         optimizer.step()
         twin.check(optimizer)
@@ -61,7 +57,7 @@ def test_zero_redundancy_optimizer(as_bucket_view):
     twin = Twin(model, lr=LR)
     for step in range(STEPS):
         optimizer.zero_grad()
-        backward(parallel, step, part())
+        backward(parallel, step, own_part())
         twin.step()
         optimizer.step()
         twin.check()
@@ -80,7 +76,7 @@ def test_flat_buffers_do_not_take_parameters_out_of_buckets():
     optimizer = ZeroRedundancyOptimizer(
         model.parameters(), FusedRAdam, parameters_as_bucket_view=True, lr=LR, flatten=True
     )
-    backward(parallel, 0, part())
+    backward(parallel, 0, own_part())
     with pytest.raises(ValueError, match="cannot return to its flat buffer"):
         optimizer.step()
 
@@ -100,7 +96,7 @@ def test_fully_sharded_data_parallel(strategy):
     optimizer = FusedRAdam(model.named_parameters(), lr=LR)
     for step in range(STEPS):
         optimizer.zero_grad()
-        backward(model, step, part())
+        backward(model, step, own_part())
         optimizer.step()
     assert list(optimizer.backends()) == ["cpu"]
     with FullyShardedDataParallel.summon_full_params(model, writeback=False):

@@ -4,27 +4,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Shard
 
 from radam_fused import FusedRAdam
 
-from .models import STEPS, Model, Twin, backward, new_model, part_of, train
+from .layouts import shard
+from .models import Model, backward, follow, new_model, own_part, train
 from .processes import on
 
 LR = 0.05
-
-
-def shard(model, mesh=None, **options):
-    """Shard the parameters of each block together, and the others."""
-    mesh = mesh or init_device_mesh("cpu", (dist.get_world_size(),))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
-
-
-def part():
-    return part_of(dist.get_rank(), dist.get_world_size())
 
 
 def optimizer_of(model, **options):
@@ -49,41 +38,35 @@ OPTIONS = {
 def test_options_of_fully_shard(name):
     model = shard(new_model(), **OPTIONS[name])
     assert all(isinstance(param, DTensor) for param in model.parameters())
-    train(model, optimizer_of(model), part(), lr=LR)
+    train(model, optimizer_of(model), own_part(), lr=LR)
 
 
 @on(3)
 def test_uneven_shards():
     model = shard(new_model())
     assert len(model.embed.weight._local_tensor) == (3, 3, 2)[dist.get_rank()]
-    train(model, optimizer_of(model), part(), lr=LR)
+    train(model, optimizer_of(model), own_part(), lr=LR)
 
 
 @on(4)
 def test_empty_shards():
     model = shard(new_model())
     assert (model.out.bias._local_tensor.numel() == 0) == (dist.get_rank() == 3)
-    train(model, optimizer_of(model), part(), lr=LR)
+    train(model, optimizer_of(model), own_part(), lr=LR)
 
 
 @on(4)
 def test_hybrid_sharding():
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     model = shard(new_model(), mesh)
-    train(model, optimizer_of(model), part(), lr=LR)
+    train(model, optimizer_of(model), own_part(), lr=LR)
 
 
 @on(2)
 def test_parameters_in_bfloat16_for_the_forward_pass():
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     model = shard(new_model(), mp_policy=policy)
-    optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        backward(model, step, part())
-        twin.step()
-        optimizer.step()
-        twin.check(optimizer)
+    follow(model, optimizer_of(model), lambda step: backward(model, step, own_part()), lr=LR)
 
 
 @pytest.mark.parametrize("optimizer_first", [False, True])
@@ -96,24 +79,22 @@ def test_construction_on_meta(optimizer_first):
     for param, value in zip(model.parameters(), new_model().parameters(), strict=True):
         local = param._local_tensor
         local.copy_(value.detach().chunk(2)[dist.get_rank()])
-    train(model, optimizer or optimizer_of(model), part(), lr=LR)
+    train(model, optimizer or optimizer_of(model), own_part(), lr=LR)
 
 
 @on(2)
 def test_replaced_local_tensors_are_stepped():
     model = shard(new_model())
-    optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
-    for step in range(STEPS):
+
+    def give(step):
         if step == 4:
             before = [param._local_tensor for param in model.parameters()]
             model._apply(torch.clone)
             for param, local in zip(model.parameters(), before, strict=True):
                 assert param._local_tensor.data_ptr() != local.data_ptr()
-        optimizer.zero_grad()
-        backward(model, step, part())
-        twin.step()
-        optimizer.step()
-        twin.check(optimizer)
+        backward(model, step, own_part())
+
+    follow(model, optimizer_of(model), give, lr=LR)
 
 
 @pytest.mark.parametrize(
@@ -130,22 +111,20 @@ def test_replaced_local_tensors_are_stepped():
 def test_options_of_the_optimizer(options):
     model = shard(new_model())
     own = {key: value for key, value in options.items() if key != "backend"}
-    train(model, optimizer_of(model, **options), part(), lr=LR, **own)
+    train(model, optimizer_of(model, **options), own_part(), lr=LR, **own)
 
 
 @on(2)
 def test_accumulated_gradients():
     """Gradients are reduced in the last of three backward passes."""
     model = shard(new_model())
-    optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
-    for step in range(STEPS):
-        optimizer.zero_grad()
+
+    def give(step):
         for again in range(3):
             model.set_requires_gradient_sync(again == 2)
-            backward(model, 3 * step + again, part())
-        twin.step()
-        optimizer.step()
-        twin.check(optimizer)
+            backward(model, 3 * step + again, own_part())
+
+    follow(model, optimizer_of(model), give, lr=LR)
 
 
 @on(2)
@@ -154,11 +133,6 @@ def test_frozen_parameters():
     for param in model.blocks[0].parameters():
         param.requires_grad_(False)
     shard(model)
-    optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        backward(model, step, part())
-        twin.step()
-        optimizer.step()
-        twin.check(optimizer)
+    optimizer = optimizer_of(model)
+    follow(model, optimizer, lambda step: backward(model, step, own_part()), lr=LR)
     assert len(optimizer.state) == 10

@@ -8,9 +8,9 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 from radam_fused import FusedRAdam
 
-from .models import backward, give_gradients, new_model
+from .layouts import shard
+from .models import backward, give_gradients, new_model, own_part
 from .processes import on
-from .test_fsdp2 import part, shard
 
 
 def live():
@@ -38,7 +38,7 @@ def test_steps_leave_no_objects():
 
     def train(step):
         optimizer.zero_grad()
-        backward(model, step, part())
+        backward(model, step, own_part())
         optimizer.step()
 
     assert grown(train) == (0, 0)

@@ -8,10 +8,9 @@ from torch.distributed.tensor import DTensor
 from radam_fused import FusedRAdam
 from radam_fused.backends import launches
 
-from .models import Twin, backward, new_model, train
+from .layouts import parallelize_sequences, shard
+from .models import Twin, backward, new_model, own_part, train
 from .processes import on
-from .test_fsdp2 import part, shard
-from .test_tensor_parallel import parallelize_sequences
 
 LR = 0.05
 
@@ -36,7 +35,7 @@ def test_a_stale_local_tensor():
 
     def step(number):
         model.zero_grad()
-        backward(model, number, part())
+        backward(model, number, own_part())
         for param, local in zip(model.parameters(), stale, strict=True):
             local.grad = param.grad._local_tensor
         twin.step()
@@ -53,8 +52,8 @@ def test_a_stale_local_tensor():
 def test_a_gradient_of_one_process_alone():
     model = new_model()
     optimizer, twin = FusedRAdam(model.named_parameters(), lr=LR), Twin(shard(new_model()), lr=LR)
-    backward(model, 0, part())
-    backward(twin.model, 0, part())
+    backward(model, 0, own_part())
+    backward(twin.model, 0, own_part())
     twin.step()
     optimizer.step()
     twin.model = model

@@ -7,9 +7,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from radam_fused import FusedRAdam
 
 from ..harness.helpers import assert_same_bits
+from .layouts import parallelize, parallelize_sequences, shard
 from .models import STEPS, give_gradients, new_model, whole
-from .test_fsdp2 import shard
-from .test_tensor_parallel import parallelize, parallelize_sequences
 
 pytestmark = pytest.mark.slow
 

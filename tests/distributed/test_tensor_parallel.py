@@ -4,45 +4,17 @@ from collections import Counter
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from radam_fused import FusedRAdam
 
-from .models import STEPS, Twin, backward, give_gradients, new_model, part_of, train
+from .layouts import parallelize, parallelize_sequences, shard
+from .models import backward, follow, give_gradients, new_model, part_of, train
 from .processes import on
 
 LR = 0.05
-
-
-def parallelize(model, mesh):
-    """Shard the linear layers of each block; the other parameters stay plain tensors."""
-    for block in model.blocks:
-        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    return model
-
-
-def parallelize_sequences(model, mesh):
-    """Also shard the activations between them, over the batch in the place of the sequence."""
-    for block in model.blocks:
-        plan = {
-            "norm": SequenceParallel(sequence_dim=0),
-            "up": ColwiseParallel(input_layouts=Shard(0)),
-            "down": RowwiseParallel(output_layouts=Shard(0)),
-        }
-        parallelize_module(block, mesh, plan)
-    plan = {
-        "embed": RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(0)),
-        "out": ColwiseParallel(input_layouts=Shard(0), output_layouts=Replicate()),
-    }
-    return parallelize_module(model, mesh, plan)
 
 
 def optimizer_of(model):
@@ -74,15 +46,14 @@ def test_sequence_parallel():
 @on(3)
 def test_replicated_gradients_of_sharded_parameters():
     model = parallelize(new_model(), init_device_mesh("cpu", (3,)))
-    optimizer, twin = optimizer_of(model), Twin(model, lr=LR)
-    for step in range(STEPS):
+
+    def give(step):
         give_gradients(model, step)
         for param in model.parameters():
             if isinstance(param, DTensor):
                 param.grad = param.grad.redistribute(placements=[Replicate()])
-        twin.step()
-        optimizer.step()
-        twin.check(optimizer)
+
+    follow(model, optimizer_of(model), give, lr=LR)
 
 
 @on(3)
@@ -98,9 +69,7 @@ def test_uneven_shards():
 def test_tensor_parallel_with_fsdp2():
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     model = parallelize(new_model(), mesh["tensor"])
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh["data"])
-    fully_shard(model, mesh=mesh["data"])
+    shard(model, mesh["data"])
     placements = {type(it) for param in model.parameters() for it in param.placements}
     assert placements == {Shard, _StridedShard, Replicate}
     part = part_of(mesh["data"].get_local_rank(), 2)
