@@ -16,10 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    """An accelerator is a process-wide singleton."""
     yield
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
+    _reset()
 
 
 def prepare(cls, **options):
@@ -59,7 +57,9 @@ def test_it_trains_as_with_torch(options):
 
 
 def _reset():
+    """Forget the state of an accelerator, which is shared by the whole process."""
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
 
 
 def test_it_resumes_bit_for_bit(tmp_path):

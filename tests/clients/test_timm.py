@@ -1,10 +1,7 @@
 """timm: an optimizer that is registered by name, and layer decay."""
 
 import copy
-import importlib.abc
-import importlib.machinery
 import sys
-import unittest.mock
 from importlib.util import find_spec
 
 import pytest
@@ -13,6 +10,7 @@ from torch import nn
 
 from radam_fused import FusedRAdam
 
+from ..harness.without_torchvision import Empty
 from .compare import OPTIMIZERS, assert_close, assert_fused, assert_same
 
 pytestmark = [
@@ -20,18 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed"),
 ]
-
-
-class Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for torchvision, which not every build of torch has; timm.optim does not use it."""
-
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def exec_module(self, module):
-        module.__getattr__ = lambda name: unittest.mock.MagicMock()
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,7 @@ import torch
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 LIBRARIES = {"accelerate", "lightning", "peft", "timm", "transformers"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-# timm imports torchvision, which not every build of torch has. Its optimizers do not use it.
-WITHOUT_TORCHVISION = """
-import importlib.abc, importlib.machinery, runpy, sys, unittest.mock
-
-class Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def exec_module(self, module):
-        module.__getattr__ = lambda name: unittest.mock.MagicMock()
-
-sys.meta_path.insert(0, Empty())
-runpy.run_path(sys.argv.pop(1), run_name="__main__")
-"""
+WITHOUT_TORCHVISION = Path(__file__).parents[1] / "harness" / "without_torchvision.py"
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +26,7 @@ def run(path, folder, *more, launcher=()):
     for library in needed_by(path):
         if find_spec(library) is None:
             pytest.skip(f"{library} is not installed: make examples installs it")
-    before = ["-c", WITHOUT_TORCHVISION] if "timm" in needed_by(path) else []
+    before = [str(WITHOUT_TORCHVISION)] if "timm" in needed_by(path) else []
     command = [sys.executable, *launcher, *before, str(path), "--steps", "4", *more]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=folder, timeout=300, env=os.environ | OFFLINE
