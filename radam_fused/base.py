@@ -340,7 +340,7 @@ class FusedOptimizer(Optimizer):
         distributed checkpoints make one only where no gradient is set.
         """
         flats = [flat for flat in self.flat_buffers if flat.has_gradients]
-        with self._lock:
+        if flats:
             complete_states(
                 [
                     new(param, self.state[param], group, self._options)

@@ -50,6 +50,20 @@ def test_a_process_forked_during_a_step_can_step():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_signal_handler_can_save_the_optimizer_during_a_step(flatten):
+    [p] = parameters((5,))
+    optimizer = train(FusedRAdam([p], backend="cpu", flatten=flatten), gradients([p], 1))
+    for flat in optimizer.flat_buffers:
+        flat.flatten_gradients()
+    saved = []
+    with optimizer._lock:  # as the interrupted step holds it
+        thread = threading.Thread(target=lambda: saved.append(optimizer.state_dict()), daemon=True)
+        thread.start()
+        thread.join(20)
+    assert saved[0]["state"][0]["step"] == 1
+
+
 # Another process, because the threads of OpenMP stay for ever.
 FORK = """
 import os, signal, threading, torch
