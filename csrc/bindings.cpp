@@ -1,6 +1,7 @@
 // The bindings of radam_fused._C, except for those of the CUDA backend (csrc/cuda/bindings.cpp).
 #include "bindings.h"
 
+#include <algorithm>
 #include <array>
 
 #include <pybind11/stl.h>
@@ -14,6 +15,15 @@ namespace py = pybind11;
 
 namespace {
 
+radam::Range numbers_on_host(const py::object& tensor) {
+  const radam::Range range = radam::contiguous_range(tensor, "sums");
+  if (range.device.type != radam::dlpack::kCPU || range.dtype.code != radam::dlpack::kFloat ||
+      range.dtype.bits != 64) {
+    throw std::invalid_argument("sums: expected float64 numbers on the CPU");
+  }
+  return range;
+}
+
 void cpu_step(radam::TensorTable& table, int threads, const std::string& instruction_set,
               std::optional<bool> prefetch) {
   if (table.device().type != radam::dlpack::kCPU) {
@@ -22,6 +32,36 @@ void cpu_step(radam::TensorTable& table, int threads, const std::string& instruc
   radam::run_launch(table, [&](const radam::Work& work) {
     radam::cpu::step(work, threads, instruction_set, prefetch);
   });
+}
+
+// Adds the sum of the squares of each parameter's gradient to float64 numbers of the host, one for
+// each parameter of all groups. first_of_group: the index of the first one of each group.
+void cpu_sum_squares(radam::TensorTable& table, const std::vector<std::int64_t>& first_of_group,
+                     const py::object& sums, int threads, const std::string& instruction_set) {
+  const std::vector<std::int64_t> indices = table.indices(first_of_group);
+  const radam::Range to = numbers_on_host(sums);
+  std::vector<double> found(indices.size());
+  if (!indices.empty()) {
+    if (table.device().type != radam::dlpack::kCPU ||
+        found.size() != table.work().segments.size() ||
+        *std::max_element(indices.begin(), indices.end()) >= to.numel) {
+      throw std::invalid_argument("cpu_sum_squares: the table is not one of the sums");
+    }
+    const py::gil_scoped_release release;
+    radam::cpu::sum_squares(table.work(), threads, instruction_set, table.sum_memory(),
+                            found.data());
+  }
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    static_cast<double*>(to.address)[indices[i]] = found[i];
+  }
+}
+
+// The sum of float64 numbers of the host, in the order of sums.h.
+double fold(const py::object& numbers) {
+  const radam::Range range = numbers_on_host(numbers);
+  const auto* const first = static_cast<const double*>(range.address);
+  std::vector<double> copy(first, first + range.numel);
+  return radam::fold_all(copy.data(), range.numel);
 }
 
 // Four contiguous float32 tensors of one length on the CPU.
@@ -56,6 +96,22 @@ py::tuple chunk_index_of(const radam::TensorTable& table, std::size_t most) {
   return py::make_tuple(bytes_of(index.entries), index.shift);
 }
 
+// The rows of all levels of a device's sums, the number of rows of each level, and the numbers that
+// they need.
+py::tuple fold_levels_of(const radam::TensorTable& table,
+                         const std::vector<std::int64_t>& first_of_group) {
+  std::vector<std::int64_t> first_chunks;
+  radam::find_first_chunks(table.work().segments, true, first_chunks);
+  const auto found = radam::fold_levels(first_chunks, table.indices(first_of_group));
+  std::vector<radam::FoldRow> rows;
+  std::vector<std::size_t> sizes;
+  for (const auto& level : found.levels) {
+    rows.insert(rows.end(), level.begin(), level.end());
+    sizes.push_back(level.size());
+  }
+  return py::make_tuple(bytes_of(rows), sizes, found.numbers);
+}
+
 py::tuple names(const char* const* begin, int count) {
   py::tuple result(count);
   for (int i = 0; i < count; ++i) result[i] = py::str(begin[i]);
@@ -87,7 +143,8 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def("add", &TensorTable::add, py::arg("place"), py::arg("types"),
            py::arg("dtensor") = py::none(), py::arg("flat") = py::none(), py::arg("offset") = 0)
       .def("__len__", &TensorTable::size)
-      .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"))
+      .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"),
+           py::arg("is_separate") = false)
       .def("misfit", &TensorTable::misfit)
       .def("misplaced", &TensorTable::misplaced)
       .def("take_gradients", &TensorTable::take_gradients, py::arg("redistributed"))
@@ -96,7 +153,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def_static("are_apart", &TensorTable::are_apart, py::arg("tables"))
       .def("is_active", &TensorTable::is_active)
       .def("compute", &TensorTable::compute, py::arg("options"), py::arg("grad_scale"),
-           py::arg("found_inf"), py::arg("capturing") = false)
+           py::arg("found_inf"), py::arg("capturing") = false, py::arg("clip") = py::none())
       .def("start", [](TensorTable& table) { table.start(); })
       .def("finish", &TensorTable::finish)
       .def("release", &TensorTable::release)
@@ -105,6 +162,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
                              [](const TensorTable& t) { return bytes_of(t.work().segments); })
       .def_property_readonly("coefficients",
                              [](const TensorTable& t) { return bytes_of(t.work().coefficients); })
+      .def("fold_levels", &fold_levels_of, py::arg("first_of_group"))
       .def("chunk_index", &chunk_index_of, py::arg("most"))
       .def_property_readonly("options",
                              [](const TensorTable& t) { return bytes_of(t.work().options); });
@@ -115,6 +173,9 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
   m.def("instruction_sets", &radam::cpu::instruction_sets);
   m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("threads"), py::arg("instruction_set"),
         py::arg("prefetch") = py::none());
+  m.def("cpu_sum_squares", &cpu_sum_squares, py::arg("table"), py::arg("first_of_group"),
+        py::arg("sums"), py::arg("threads"), py::arg("instruction_set"));
+  m.def("fold", &fold, py::arg("numbers"));
   m.def("cpu_move", &cpu_move, py::arg("tensors"), py::arg("threads"), py::arg("instruction_set"));
 #if defined(RADAM_CUDA)
   radam::cuda::bind(m);

@@ -228,14 +228,18 @@ const StepTerms& GroupOptions::terms_of(const StepOptions& o, double step) {
 }
 
 const StepCoefficients<double>& GroupOptions::coefficients(std::size_t index, double step,
-                                                           double grad_scale) {
+                                                           double grad_scale,
+                                                           double clip_coefficient) {
   Group& group = groups_[groups_[index].first_like];
-  if (group.step != step || group.grad_scale != grad_scale || group.waits_for_lr) {
+  if (group.step != step || group.grad_scale != grad_scale ||
+      group.clip_coefficient != clip_coefficient || group.waits_for_lr) {
     StepOptions options = group.options;
     options.lr = host_lr(group);
-    group.kept = radam::coefficients(terms_of(options, step), options, grad_scale);
+    group.kept =
+        radam::coefficients(terms_of(options, step), options, grad_scale, clip_coefficient);
     group.step = step;
     group.grad_scale = grad_scale;
+    group.clip_coefficient = clip_coefficient;
   }
   return group.kept;
 }
@@ -243,7 +247,7 @@ const StepCoefficients<double>& GroupOptions::coefficients(std::size_t index, do
 DeviceOptions GroupOptions::for_device(std::size_t index, const dlpack::Device& device,
                                        bool capturing) {
   Group& group = groups_[index];
-  DeviceOptions result{group.options, nullptr, 0, nullptr, nullptr};
+  DeviceOptions result{group.options, nullptr, 0, nullptr, nullptr, nullptr};
   for (const auto& [of, lr] : lr_tensors_) {
     if (of != index) continue;
     const Range range = contiguous_range(lr, "lr");

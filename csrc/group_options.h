@@ -31,9 +31,11 @@ class GroupOptions {
   std::size_t first_like(std::size_t group) const { return groups_[group].first_like; }
 
   // The coefficients of a step that the host counts. Valid until the next call.
-  const StepCoefficients<double>& coefficients(std::size_t group, double step, double grad_scale);
+  const StepCoefficients<double>& coefficients(std::size_t group, double step, double grad_scale,
+                                               double clip_coefficient);
 
-  // The options for a device that counts the steps, without the addresses of a gradient scaler.
+  // The options for a device that counts the steps, without the addresses of the inputs that all
+  // groups share.
   // capturing: whether a graph is being captured; its replays would not see a change on the host.
   DeviceOptions for_device(std::size_t group, const dlpack::Device& device, bool capturing);
 
@@ -59,7 +61,7 @@ class GroupOptions {
     bool is_reported = false;
     std::size_t first_like = 0;
     double step = -1;  // step count of `kept`; -1: none
-    double grad_scale = 0;
+    double grad_scale = 0, clip_coefficient = 0;
     StepCoefficients<double> kept{};
   };
   struct Terms {

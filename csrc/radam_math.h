@@ -21,13 +21,13 @@ enum class Update : int {
   none = 0,       // not rectified, no fallback: only the moments change
   momentum = 1,   // not rectified: SGD with momentum
   rectified = 2,  // rectified adaptive step
-  skipped = 3     // a gradient overflowed: nothing changes, not even the moments
+  skipped = 3     // an overflow, or an unwanted norm: nothing changes, not even the moments
 };
 
 // The coefficients of a step, the same for all elements with the same step count.
 template <typename T>
 struct Coefficients {
-  T grad_mul;         // factor of the gradient: 1, or -1 to maximize, divided by its scale
+  T grad_mul;         // factor of the gradient: 1, or -1 to maximize, divided by its scale, clipped
   T l2;               // factor of the parameter in the gradient, 0 for none
   T decay;            // factor of the parameter, 1 for none
   T one_minus_beta1;  // weight of the gradient in exp_avg
@@ -243,6 +243,33 @@ RADAM_INLINE double variance(double rho, bool exact) {
 }
 }  // namespace detail
 
+// What a step does with the norm of the gradients.
+struct ClipOptions {
+  double max_norm;         // infinity: no clipping
+  double skip_above;       // infinity: no norm is too large
+  double skips_nonfinite;  // 1: a step with an infinite norm or NaN is skipped
+};
+
+// The norm of all gradients of a step, and what follows from it.
+struct Clip {
+  double norm;         // of the gradients divided by their scale
+  double coefficient;  // factor of the gradients
+  double skips;        // 1: the step is skipped
+};
+
+// As torch.nn.utils.clip_grad_norm_, in float64. square_sum: the sum of the squares of the
+// gradients, multiplied by their scale.
+RADAM_INLINE Clip clip(double square_sum, double grad_scale, const ClipOptions& o) {
+  Clip result{detail::root(square_sum) / grad_scale, 1.0, 0.0};
+  if (o.max_norm < HUGE_VAL) {
+    const double coefficient = o.max_norm / (result.norm + 1e-6);
+    result.coefficient = coefficient > 1.0 ? 1.0 : coefficient;  // NaN stays NaN
+  }
+  const bool is_finite = result.norm < HUGE_VAL;
+  result.skips = result.norm > o.skip_above || (o.skips_nonfinite != 0 && !is_finite) ? 1.0 : 0.0;
+  return result;
+}
+
 // Whether a step counter holds a count: not NaN, infinite or negative.
 RADAM_INLINE bool is_count(double count) {
   return count >= 0 && count < HUGE_VAL;
@@ -274,7 +301,7 @@ RADAM_INLINE StepTerms step_terms(double step, const StepOptions& o) {
 
 // The same bits as radam_fused.rectification.coefficients(), whose docstring gives the sources.
 RADAM_INLINE StepCoefficients<double> coefficients(const StepTerms& terms, const StepOptions& o,
-                                                   double grad_scale) {
+                                                   double grad_scale, double clip_coefficient) {
   Update update = Update::none;
   double step_size = 0.0;
   const bool moves = o.lr != 0;
@@ -292,8 +319,8 @@ RADAM_INLINE StepCoefficients<double> coefficients(const StepTerms& terms, const
   if (decoupled && moves && (update != Update::none || o.decay_skipped_steps != 0)) {
     decay = o.absolute_weight_decay != 0 ? 1.0 - o.weight_decay : 1.0 - o.lr * o.weight_decay;
   }
-  return {{(o.maximize != 0 ? -1.0 : 1.0) / grad_scale, decoupled ? 0.0 : o.weight_decay, decay,
-           1.0 - o.beta1, 1.0 - o.beta2, step_size,
+  return {{(o.maximize != 0 ? -1.0 : 1.0) / grad_scale * clip_coefficient,
+           decoupled ? 0.0 : o.weight_decay, decay, 1.0 - o.beta1, 1.0 - o.beta2, step_size,
            o.eps_after_bias_correction != 0 ? o.eps * terms.root_correction2 : o.eps},
           update};
 }

@@ -59,6 +59,7 @@ struct DeviceOptions {
   std::int64_t lr_is_float64;
   const float* grad_scale;  // null: 1
   const float* found_inf;   // null: no gradient overflowed
+  const Clip* clip;         // null: no norm was taken
 };
 
 // The input of one launch, without references to Python.
@@ -67,8 +68,10 @@ struct Work {
   SegmentTypes types;
   bool amsgrad;
   bool counts_on_device;
-  // If the host counts the steps: an array of StepCoefficients of the arithmetic type.
+  // If the host counts the steps: an array of StepCoefficients of the arithmetic type; of float64
+  // if a device clips them.
   std::vector<unsigned char> coefficients;
+  const Clip* clip;                    // in device memory; null: nothing is left to clip
   std::vector<DeviceOptions> options;  // if the device counts them
 };
 

@@ -127,6 +127,18 @@ bool is_one_number(const dlpack::TensorView& view) {
   return std::all_of(view.shape, view.shape + view.ndim, [](std::int64_t n) { return n == 1; });
 }
 
+// The address of the Clip on a device; null for None and for a coefficient on the host.
+const Clip* clip_on(const dlpack::Device& device, const py::object& clip) {
+  if (!is_tensor(clip.ptr())) return nullptr;
+  const Range range = contiguous_range(clip, "clip");
+  if (!same(range.device, device) || range.numel * 8 < std::int64_t{sizeof(Clip)} ||
+      range.dtype.code != dlpack::kFloat || range.dtype.bits != 64) {
+    throw std::invalid_argument("clip has " + std::to_string(range.numel) +
+                                " elements, expected float64 numbers on the parameters' device");
+  }
+  return static_cast<const Clip*>(range.address);
+}
+
 // The address of one number on a device; null for None.
 const float* number_on(const dlpack::Device& device, const py::object& tensor, const char* name) {
   if (tensor.is_none()) return nullptr;
@@ -289,8 +301,9 @@ void TensorTable::hold_states(const py::object& states) {
   }
 }
 
-bool TensorTable::read(const py::list& groups, const py::object& states) {
+bool TensorTable::read(const py::list& groups, const py::object& states, bool is_separate) {
   release();
+  is_separate_ = is_separate;
   const auto faster = without_torch_function();
   misfit_ = {};
   has_moved_ = false;
@@ -412,6 +425,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
     segment.coefficients_index = static_cast<std::int64_t>(count_index(row, next));
   }
   const bool has_segment = close_segment();
+  if (has_segment && is_separate_) places_.push_back(row.place);
   if (is_misplaced) {
     const std::ptrdiff_t last = static_cast<std::ptrdiff_t>(work_.segments.size()) - 1;
     misplaced_.push_back({static_cast<std::size_t>(&row - rows_.data()), has_segment ? last : -1,
@@ -584,7 +598,7 @@ std::size_t TensorTable::count_index(Row& row, double step) {
 // Whether every array of the last segment begins at the end of the segment before it, so that both
 // can be one segment.
 bool TensorTable::is_continued() const {
-  if (work_.counts_on_device || work_.segments.size() < 2) return false;
+  if (is_separate_ || work_.counts_on_device || work_.segments.size() < 2) return false;
   const Segment& last = work_.segments.back();
   const Segment& before = *(&last - 1);
   if (before.coefficients_index != last.coefficients_index) return false;
@@ -618,15 +632,25 @@ bool TensorTable::close_segment() {
   return true;
 }
 
+std::vector<std::int64_t> TensorTable::indices(
+    const std::vector<std::int64_t>& first_of_group) const {
+  std::vector<std::int64_t> found;
+  for (const Place& place : places_) {
+    found.push_back(first_of_group.at(place.first) + static_cast<std::int64_t>(place.second));
+  }
+  return found;
+}
+
 void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
-                          const py::object& found_inf, bool capturing) {
+                          const py::object& found_inf, bool capturing, const py::object& clip) {
+  work_.clip = clip_on(device_, clip);
   work_.coefficients.clear();
   work_.options.clear();
   std::vector<std::int64_t> slots(options.size(), -1);
   if (work_.counts_on_device) {
     const float* const scale = number_on(device_, grad_scale, "grad_scale");
     const float* const overflow = number_on(device_, found_inf, "found_inf");
-    scalars_ = {grad_scale, found_inf};
+    scalars_ = {grad_scale, found_inf, clip};
     for (Segment& segment : work_.segments) {
       const std::size_t group = options.first_like(static_cast<std::size_t>(segment.options_index));
       if (slots[group] < 0) {
@@ -634,6 +658,7 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
         DeviceOptions row = options.for_device(group, device_, capturing);
         row.grad_scale = scale;
         row.found_inf = overflow;
+        row.clip = work_.clip;
         work_.options.push_back(row);
       }
       segment.options_index = slots[group];
@@ -641,6 +666,9 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
     return;
   }
   const double scale = grad_scale.is_none() ? 1.0 : grad_scale.cast<double>();
+  const bool is_on_host = !clip.is_none() && work_.clip == nullptr;
+  const double clip_coefficient = is_on_host ? clip.cast<double>() : 1.0;
+  scalars_ = {clip};
   std::vector<double> steps(options.size(), 0);  // step count of the coefficients at slots[group]
   std::vector<std::int64_t> slot_of(counts_.size());
   std::int64_t rows = 0;
@@ -650,7 +678,7 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
     if (slots[first] < 0 || steps[first] != step) {
       slots[first] = rows++;
       steps[first] = step;
-      add_coefficients(options.coefficients(group, step, scale));
+      add_coefficients(options.coefficients(group, step, scale, clip_coefficient));
     }
     slot_of[i] = slots[first];
   }
@@ -667,7 +695,8 @@ void TensorTable::add_row(const StepCoefficients<double>& given) {
 }
 
 void TensorTable::add_coefficients(const StepCoefficients<double>& given) {
-  work_.types.arithmetic_is_float64() ? add_row<double>(given) : add_row<float>(given);
+  work_.types.arithmetic_is_float64() || work_.clip != nullptr ? add_row<double>(given)
+                                                               : add_row<float>(given);
 }
 
 const Work& TensorTable::start() {
@@ -702,6 +731,7 @@ void TensorTable::finish() {
 
 void TensorTable::release() {
   work_.segments.clear();
+  places_.clear();
   padded_ = 0;
   counts_.clear();
   steps_.clear();

@@ -14,6 +14,7 @@
 #include "dtensor.h"
 #include "group_options.h"
 #include "segments.h"
+#include "sums.h"
 #include "waiting.h"
 
 namespace radam {
@@ -44,9 +45,10 @@ class TensorTable {
   std::int64_t chunk() const { return chunk_; }
 
   // Reads the tensors of every row whose parameter has a gradient. Writes nothing. groups:
-  // optimizer.param_groups. states: optimizer.state. Returns false if a row does not fit the launch
-  // any more; misfit() returns its place and the name of its tensor.
-  bool read(const py::list& groups, const py::object& states);
+  // optimizer.param_groups. states: optimizer.state. is_separate: whether no segment holds several
+  // parameters. Returns false if a row does not fit the launch any more; misfit() returns its place
+  // and the name of its tensor.
+  bool read(const py::list& groups, const py::object& states, bool is_separate);
   std::pair<Place, std::string> misfit() const { return misfit_; }
 
   // The place, the parameter and the gradient of the rows whose gradient is a DTensor that is
@@ -70,10 +72,16 @@ class TensorTable {
   // Whether read() found a gradient.
   bool is_active() const { return !steps_.empty(); }
 
+  // The index of each segment's parameter among those of all groups, given the index of the first
+  // one of each group; only after a separate read.
+  std::vector<std::int64_t> indices(const std::vector<std::int64_t>& first_of_group) const;
+  SumMemory& sum_memory() { return sum_memory_; }
+
   // Computes the coefficients, or the options for a device that counts. grad_scale and found_inf:
-  // None, or one number; a float32 tensor on the device if the device counts. Writes no tensor.
+  // None, or one number; a float32 tensor on the device if the device counts. clip: None, the clip
+  // coefficient, or the Clip on the device as a tensor. Writes no tensor.
   void compute(GroupOptions& options, const py::object& grad_scale, const py::object& found_inf,
-               bool capturing);
+               bool capturing, const py::object& clip);
 
   // Increments the version counters of the parameters, since autograd cannot see the writes. To do
   // so for the state as well would make a step over 1,000 tensors 30 % slower (AMD EPYC).
@@ -90,7 +98,7 @@ class TensorTable {
 
   // Bytes of device memory for the tables of a launch over all rows.
   std::size_t workspace_bytes(std::size_t groups) const {
-    return rows_.size() * (sizeof(Segment) + sizeof(StepCoefficients<double>)) +
+    return rows_.size() * (sizeof(Segment) + 2 * sizeof(StepCoefficients<double>)) +
            groups * sizeof(DeviceOptions);
   }
 
@@ -166,10 +174,13 @@ class TensorTable {
   dlpack::Device devices_[kRoles]{};  // of the first row that is read
   std::pair<Place, std::string> misfit_;
   bool has_moved_ = false;
+  SumMemory sum_memory_;
 
   // Filled by read() and compute(), for one step.
   Work work_{};
-  std::int64_t padded_ = 0;  // elements of the segments, each padded to whole chunks
+  bool is_separate_ = false;
+  std::vector<Place> places_;  // of the segments, if they are separate
+  std::int64_t padded_ = 0;    // elements of the segments, each padded to whole chunks
   std::vector<std::pair<PyObject*, PyObject*>> states_;  // items of optimizer.state
   std::vector<std::pair<std::size_t, double>> counts_;   // distinct (group, step count)
   std::vector<Step> steps_;
@@ -178,7 +189,7 @@ class TensorTable {
   py::list list_;                   // written_ as a Python list, for increment_version
   std::vector<std::pair<py::object, py::object>> copied_;  // a parameter and its dense copy
   std::vector<Misplaced> misplaced_;
-  std::vector<py::object> scalars_;  // gradient scale and overflow flag
+  std::vector<py::object> scalars_;  // gradient scale, overflow flag and clip
 };
 
 }  // namespace radam

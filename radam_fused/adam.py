@@ -43,6 +43,7 @@ class FusedAdam(FusedOptimizer):
         {options}
         flatten: See `FusedRAdam`.
         backend: See `FusedRAdam`.
+        {settings}
 
     Raises:
         ValueError: A hyper-parameter is out of range, or the backend does not exist.
@@ -69,6 +70,11 @@ class FusedAdam(FusedOptimizer):
         moments_in_param_dtype: bool = False,
         flatten: bool = False,
         backend: str = "auto",
+        max_grad_norm: float | None = None,
+        error_if_nonfinite: bool = False,
+        skip_nonfinite: bool = False,
+        skip_above: float | None = None,
+        grad_norm_group: Any = None,
     ) -> None:
         _check_tensors(lr, betas, foreach, capturable)
         self._construct(params, locals(), flatten, backend)
@@ -101,6 +107,7 @@ class FusedAdamW(FusedAdam):
         {options}
         flatten: See `FusedRAdam`.
         backend: See `FusedRAdam`.
+        {settings}
 
     Raises:
         ValueError: A hyper-parameter is out of range, or the backend does not exist.
@@ -126,6 +133,11 @@ class FusedAdamW(FusedAdam):
         moments_in_param_dtype: bool = False,
         flatten: bool = False,
         backend: str = "auto",
+        max_grad_norm: float | None = None,
+        error_if_nonfinite: bool = False,
+        skip_nonfinite: bool = False,
+        skip_above: float | None = None,
+        grad_norm_group: Any = None,
     ) -> None:
         values = {**locals(), "decoupled_weight_decay": True}
         _check_tensors(lr, betas, foreach, capturable)

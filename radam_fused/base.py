@@ -3,8 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, overload
-from weakref import WeakSet
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -12,35 +11,28 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends
 from .allocation import complete_states, move_counters, new
+from .clipping import Clipping
 from .dtensors import check_not_flat
 from .faults import check_params
 from .flat import FlatGroup, movable
 from .groups import name_of, params_of
 from .loading import check_state_dict, complete_options, restore_loaded, warn_of_differences
 from .locks import lock
-from .options import OptionSet, warn_user
+from .norms import Norms
+from .options import warn_user
 from .plan import Plan
 from .scaling import ForOneStep
 from .state import State
 from .tensors import describe
+from .tracing import check_graph_capture, leave_untraced
 from .values import flag
 
-# torch 2.11 renamed this method.
-_check_graph_capture: Callable[[Optimizer], None] = getattr(
-    Optimizer, "_accelerator_graph_capture_health_check", None
-) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
-
-_UNTRACED: "WeakSet[type[Optimizer]]" = WeakSet()  # classes whose step has been replaced
-
-
-class FusedOptimizer(Optimizer):
+class FusedOptimizer(Clipping, Optimizer):
     """An optimizer whose step is one pass over parameters, gradients and moments.
 
     A subclass declares its options, and calls `_construct`.
     """
-
-    _options: ClassVar[OptionSet]
 
     backend: str
     flatten: bool
@@ -75,10 +67,12 @@ class FusedOptimizer(Optimizer):
         if not isinstance(params, Iterable):
             raise TypeError(f"params is {describe(params)}, expected an iterable of tensors")
         defaults = self._options.group_defaults(values)
+        self._set(values)
         self.backend = backend
         self.flatten = flatten
         self.flat_buffers = []
         lock(self)
+        self._count_on_device()
         self._forget_plan()
         Optimizer.__init__(self, params, defaults)
         self._declare_scaling()
@@ -94,7 +88,10 @@ class FusedOptimizer(Optimizer):
         plan = self.__dict__.get("_plan")
         graph_launches = plan.graph_launches() if plan else ()
         warned = self.__dict__.setdefault("_warned", set())
-        self._plan = Plan(self.backend, self._options, self.flat_buffers, graph_launches, warned)
+        norms = self.__dict__.setdefault("_norms", Norms())
+        self._plan = Plan(
+            self.backend, self._options, self.flat_buffers, graph_launches, warned, norms
+        )
 
     def __repr__(self) -> str:
         groups: str = super().__repr__().removesuffix(")")
@@ -164,6 +161,7 @@ class FusedOptimizer(Optimizer):
         ]
         return {
             **super().__getstate__(),
+            **self._changed_settings(),
             "backend": self.backend,
             "flatten": self.flatten,
             "flat_gradients": [any(flat.has_gradients for flat in group) for group in flats],
@@ -187,6 +185,7 @@ class FusedOptimizer(Optimizer):
         self.__dict__.setdefault("flat_buffers", [])
         if "_lock" not in self.__dict__:  # a copy
             lock(self)
+        self._count_on_device()
         self._declare_scaling()
         for index, group in enumerate(self.param_groups):
             before = previous[index] if index < len(previous) else self.defaults
@@ -306,7 +305,7 @@ class FusedOptimizer(Optimizer):
         """
         # Only this step uses them, even if it raises.
         scaling = self.__dict__.pop("grad_scale", None), self.__dict__.pop("found_inf", None)
-        _check_graph_capture(self)
+        check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -318,16 +317,12 @@ class FusedOptimizer(Optimizer):
     def _patch_step_function(self) -> None:
         """As in torch, but torch.compile runs the step with its hooks outside of its graphs."""
         super()._patch_step_function()
-        cls = type(self)
-        if cls not in _UNTRACED:
-            # torch.compiler.disable would import torch._dynamo here, which takes seconds.
-            untraced: Any = torch._disable_dynamo(cls.step)  # type: ignore[attr-defined]
-            cls.step = untraced  # type: ignore[method-assign]
-            _UNTRACED.add(cls)
+        leave_untraced(type(self))
 
     def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         try:
-            self._plan.step(self.param_groups, self.state, grad_scale, found_inf)
+            given = grad_scale, found_inf, self._clip_settings()
+            self._plan.step(self.param_groups, self.state, *given)
         except BaseException:
             self._plan.launches.release()
             self._forget_plan()

@@ -6,12 +6,15 @@ from textwrap import fill, indent
 from typing import TypeVar
 
 from .options import OPTIONS
+from .settings import SETTINGS
 
 Documented = TypeVar("Documented")
 
 
 def documents(only: Sequence[str] = ()) -> Callable[[Documented], Documented]:
-    """A decorator that replaces ``{options}`` in a docstring by the documentation of options.
+    """A decorator that documents options in a docstring.
+
+    It replaces ``{options}`` by those of a group, and ``{settings}`` by those of the optimizer.
 
     Args:
         only: Names of the options to document; empty for those that the signature names.
@@ -21,12 +24,14 @@ def documents(only: Sequence[str] = ()) -> Callable[[Documented], Documented]:
         text = documented.__doc__
         if text is not None:  # python -OO
             names = only or signature(documented).parameters  # type: ignore[arg-type]
-            lines = [
-                indent(fill(f"{o.name}: {o.doc}", 92, subsequent_indent="    "), " " * 8)
-                for o in OPTIONS
-                if o.name in names
-            ]
-            documented.__doc__ = text.replace("        {options}", "\n".join(lines))
+            for place, declared in (("options", OPTIONS), ("settings", SETTINGS)):
+                lines = [
+                    indent(fill(f"{o.name}: {o.doc}", 92, subsequent_indent="    "), " " * 8)
+                    for o in declared
+                    if o.name in names
+                ]
+                text = text.replace(f"        {{{place}}}", "\n".join(lines))
+            documented.__doc__ = text
         return documented
 
     return document

@@ -114,6 +114,7 @@ def radam_step_(
     if not launches.read(step.groups, states):
         raise changed(step.groups, states, *launches.misfit())
     are_apart(launches, step.groups, states)
+    launches.place_gradients(step)
     launches.compute(step)
     launches.run()
     for i, (alias, _) in enumerate(aliases):

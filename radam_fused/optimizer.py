@@ -68,6 +68,7 @@ class FusedRAdam(FusedOptimizer):
             puts them, unless ``flat_buffers[i].flatten_gradients()`` is called.
         backend: "cuda", "triton", "cpu" or "eager"; "auto" chooses the first of them that supports
             a parameter.
+        {settings}
 
     State of each parameter, with torch's keys:
 
@@ -126,6 +127,11 @@ class FusedRAdam(FusedOptimizer):
         moments_in_param_dtype: bool = False,
         flatten: bool = False,
         backend: str = "auto",
+        max_grad_norm: float | None = None,
+        error_if_nonfinite: bool = False,
+        skip_nonfinite: bool = False,
+        skip_above: float | None = None,
+        grad_norm_group: Any = None,
     ) -> None:
         self._construct(params, locals(), flatten, backend)
 

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from enum import Enum
 from functools import cache
 from itertools import takewhile
@@ -253,6 +254,7 @@ class OptionSet:
         self.defaults: dict[str, Any] = {option.name: option.default for option in OPTIONS}
         self.defaults |= defaults
         self.ours = tuple(name for name in self.defaults if name not in self.of_torch)
+        self._counts_on_device = False
 
     def get(self, group: Group, name: str) -> Any:
         """The value of an option; the default if the group leaves it out."""
@@ -321,9 +323,17 @@ class OptionSet:
         updating = (n for n in self.ours if n in COEFFICIENTS or n == "amsgrad")
         return [name for name in updating if self.get(group, name) != self.get(other, name)]
 
+    def counting_on_device(self) -> "OptionSet":
+        """The same options, with the step counters of every group on its parameters' devices."""
+        other = copy(self)
+        other._counts_on_device = True
+        return other
+
     def counts_on_device(self, group: Group) -> bool:
         """Whether the step counters of a group are on the devices of its parameters."""
-        return bool(self.get(group, "capturable") or self.get(group, "fused"))
+        return self._counts_on_device or bool(
+            self.get(group, "capturable") or self.get(group, "fused")
+        )
 
     def coefficient_arguments(self, group: Group) -> dict[str, Any]:
         """The arguments of `radam_fused.rectification.coefficients` from a group.

@@ -1,6 +1,7 @@
 """The plan of a step: which launch updates each parameter, kept while it fits the tensors."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,11 @@ from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
 from .groups import Groups, Place, States, given_name, name_of, params_of, with_gradient
+from .norms import ClipSettings, Norms
 from .options import OptionSet, warn_user
 from .overlap import Range, extent
 from .separation import are_apart, check_apart
+from .spread import Spread
 from .state import MOMENTS, State, check_grad, check_param, check_state
 from .tensors import has_own_memory, is_dense
 
@@ -59,6 +62,7 @@ class Plan:
             no parameter of the optimizer any more are dropped.
         graph_launches: Launches of earlier plans whose memory captured graphs still use.
         warned: What the user has been warned of: misspelled options, and the eager backend.
+        norms: Takes the norms of the optimizer's steps.
 
     Attributes:
         launches: The launches of the planned parameters.
@@ -71,6 +75,7 @@ class Plan:
         flat_groups: list[FlatGroup] | None = None,
         graph_launches: Sequence[Launch] = (),
         warned: set[str] | None = None,
+        norms: Norms | None = None,
     ) -> None:
         self.launches = Launches()
         self._backend = backend
@@ -78,6 +83,8 @@ class Plan:
         self._flat_groups = [] if flat_groups is None else flat_groups
         self._graph_launches = graph_launches
         self._warned = set() if warned is None else warned
+        self._norms = Norms() if norms is None else norms
+        self._spread: Spread | None = None  # of the groups; None: not known yet
         self._waiting: Any = None  # parameters in no launch yet; None: nothing is planned
         self._numbers: Any = None  # the options of the groups, as numbers
         self._planned: list[tuple[Any, ...]] = []  # of each group, the options of the plan
@@ -93,6 +100,7 @@ class Plan:
         states: States,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        settings: ClipSettings | None = None,
     ) -> None:
         """Run one step. An error before the launches run leaves all tensors and states unchanged.
 
@@ -101,12 +109,22 @@ class Plan:
             states: The optimizer's state.
             grad_scale: The scale that the gradients were multiplied by, or None.
             found_inf: Nonzero if a gradient overflowed; the step is then skipped.
+            settings: What the step does with the norm of the gradients; None: it takes no norm.
         """
+        must_join = settings is not None  # the processes that take the norm together
         try:
-            self._read(groups, states)
+            self._read(groups, states, is_separate=settings is not None)
             step = Step(groups, self._options, self._numbers, grad_scale, found_inf)
+            self.launches.place_gradients(step)
+            if settings is not None:
+                spread = self._spread_of(groups, settings)
+                must_join = False
+                self._norms.measure(self.launches, step, settings, spread)
             self.launches.compute(step)
         except BaseException as error:
+            if must_join and settings is not None and isinstance(error, Exception):
+                with suppress(Exception):  # the first error counts
+                    self._spread_of(groups, settings).fail()
             self._remove_added(states)
             self._added = []
             if isinstance(error, Exception):
@@ -126,17 +144,23 @@ class Plan:
             if is_new and states.get(param) is state:
                 del states[param]
 
-    def _read(self, groups: Groups, states: States) -> None:
+    def _spread_of(self, groups: Groups, settings: ClipSettings) -> Spread:
+        """How the parameters are spread over processes."""
+        if self._spread is None or self._spread.beyond is not settings.over:
+            self._spread = Spread(groups, settings.over)
+        return self._spread
+
+    def _read(self, groups: Groups, states: States, is_separate: bool) -> None:
         """Read the tensors of the step; plans first if they no longer fit the plan."""
-        if not (self._fits(groups, states) and self.launches.read(groups, states)):
+        if not (self._fits(groups, states) and self.launches.read(groups, states, is_separate)):
             self._plan_all(groups, states)
-            self._read_planned(groups, states)
+            self._read_planned(groups, states, is_separate)
         if self.launches.have_moved() and not are_apart(self.launches, groups, states):
             self._plan_all(groups, states)
-            self._read_planned(groups, states)
+            self._read_planned(groups, states, is_separate)
 
-    def _read_planned(self, groups: Groups, states: States) -> None:
-        if not self.launches.read(groups, states):
+    def _read_planned(self, groups: Groups, states: States, is_separate: bool) -> None:
+        if not self.launches.read(groups, states, is_separate):
             raise changed(groups, states, *self.launches.misfit())
 
     def _fits(self, groups: Groups, states: States) -> bool:
@@ -161,7 +185,7 @@ class Plan:
         """Plan every parameter that has a gradient, in new launches."""
         self.launches.release()
         self._graph_launches, self.launches = self.graph_launches(), Launches()
-        self._waiting = None
+        self._waiting = self._spread = None
         for index in range(len(groups)):
             self._check_options(groups, index)
         self._planned = [self._options.planned(group) for group in groups]
@@ -185,6 +209,7 @@ class Plan:
 
     def _add(self, places: Sequence[Place], groups: Groups, states: States) -> None:
         """Check parameters, complete their states, and add them to launches."""
+        self._spread = None
         found = self._check(places, groups, states)
         devices = {it.param.device for it in found if groups[it.place[0]]["capturable"]}
         if any(map(backends.is_capturing, devices)):

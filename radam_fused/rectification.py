@@ -10,13 +10,15 @@ import warnings
 from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
-from math import sqrt
+from math import inf, sqrt
 from numbers import Real
 from typing import NamedTuple
 
 __all__ = [
+    "Clip",
     "Coefficients",
     "Update",
+    "clip",
     "coefficients",
     "r_t",
     "rho_inf",
@@ -37,7 +39,8 @@ class Coefficients(NamedTuple):
     """The coefficients of a step, the same for all parameters with the same step count.
 
     Attributes:
-        grad_mul: Factor of the gradient: 1, or -1 to maximize, divided by the gradient's scale.
+        grad_mul: Factor of the gradient: 1, or -1 to maximize, divided by the gradient's scale, and
+            multiplied by the clip coefficient.
         l2: Factor of the parameter in the gradient (L2 decay); 0 for none.
         decay: Factor of the parameter (decoupled decay); 1 for none.
         one_minus_beta1: Weight of the gradient in ``exp_avg``.
@@ -286,6 +289,7 @@ def coefficients(
     absolute_weight_decay: bool,
     decay_skipped_steps: bool,
     grad_scale: float = 1.0,
+    clip_coefficient: float = 1.0,
 ) -> Coefficients:
     """The coefficients of a step (arXiv 1908.03265, Algorithm 2).
 
@@ -306,6 +310,7 @@ def coefficients(
         absolute_weight_decay: Decoupled decay by ``1 - weight_decay``, independent of lr.
         decay_skipped_steps: Apply decoupled decay also in skipped steps.
         grad_scale: Factor that the gradients were multiplied by, for example by a gradient scaler.
+        clip_coefficient: Factor that the gradients are multiplied by to limit their norm.
     """
     beta1, beta2 = betas
     correction1 = _bias_correction(beta1, step)
@@ -330,7 +335,7 @@ def coefficients(
         decay = 1.0 - weight_decay if absolute_weight_decay else 1.0 - lr * weight_decay
 
     return Coefficients(
-        grad_mul=(-1.0 if maximize else 1.0) / grad_scale,
+        grad_mul=(-1.0 if maximize else 1.0) / grad_scale * clip_coefficient,
         l2=0.0 if decoupled_weight_decay else weight_decay,
         decay=decay,
         one_minus_beta1=1.0 - beta1,
@@ -339,6 +344,43 @@ def coefficients(
         eps=eps * root_correction2 if eps_after_bias_correction else eps,
         update=update,
     )
+
+
+class Clip(NamedTuple):
+    """The norm of all gradients of a step, and what follows from it.
+
+    Attributes:
+        norm: 2-norm of the gradients, divided by their scale.
+        coefficient: Factor of the gradients.
+        skips: Whether the step is skipped.
+    """
+
+    norm: float
+    coefficient: float
+    skips: bool
+
+
+def clip(
+    square_sum: float,
+    grad_scale: float = 1.0,
+    max_norm: float = inf,
+    skip_above: float = inf,
+    skips_nonfinite: bool = False,
+) -> Clip:
+    """The clip coefficient of a step, that of `torch.nn.utils.clip_grad_norm_` in float64.
+
+    Args:
+        square_sum: Sum of the squares of the gradients, multiplied by their scale.
+        grad_scale: Factor that the gradients were multiplied by.
+        max_norm: Largest norm of the gradients after clipping; infinity for no clipping.
+        skip_above: Largest norm of a step that is not skipped.
+        skips_nonfinite: Whether a step with an infinite norm or NaN is skipped.
+    """
+    norm, coefficient = sqrt(square_sum) / grad_scale, 1.0
+    if max_norm < inf:
+        coefficient = max_norm / (norm + 1e-6)
+        coefficient = 1.0 if coefficient > 1.0 else coefficient  # NaN stays NaN
+    return Clip(norm, coefficient, norm > skip_above or (skips_nonfinite and not norm < inf))
 
 
 def rho(step: int, beta2: float) -> float:

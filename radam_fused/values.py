@@ -57,6 +57,22 @@ def number(name: str, in_torch: str = "", finite: bool = True) -> Domain:
     return check
 
 
+def limit(name: str) -> Domain:
+    """None, or a number of at least 0, which can be infinite."""
+
+    def check(value: Any) -> Exception | None:
+        expected = f"{name} >= 0 or None"
+        if value is None:
+            return None
+        if not isinstance(value, Real):
+            return TypeError(f"Invalid {name} value: {describe(value)}, expected {expected}")
+        if not float(value) >= 0:
+            return ValueError(f"Invalid {name} value: {value}, expected {expected}")
+        return None
+
+    return check
+
+
 def decay_rates(name: str) -> Domain:
     """Two numbers in [0, 1), or two tensors of one element."""
 

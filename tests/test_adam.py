@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from radam_fused import FusedAdam, FusedAdamW, FusedRAdam
+from radam_fused import FusedAdam, FusedAdamW, FusedRAdam, settings
 
 from .harness.helpers import (
     assert_same_run,
@@ -31,7 +31,7 @@ OPTIONS = {
     "betas": {"betas": (0.5, 0.8)},
     "no-momentum": {"betas": (0.0, 0.99)},
 }
-OURS = {"flatten", "backend", "moments_in_param_dtype"}
+OURS = {"flatten", "backend", "moments_in_param_dtype", *settings.DEFAULTS}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

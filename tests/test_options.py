@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import radam_fused
-from radam_fused import FusedAdamW, FusedRAdam, options, radam_step_, rectification, state
+from radam_fused import FusedAdamW, FusedRAdam, options, radam_step_, rectification, settings, state
 from radam_fused.extension import _C
 
 from .harness.helpers import (
@@ -32,7 +32,7 @@ def test_the_signature_has_every_option_with_its_default():
     signature = inspect.signature(FusedRAdam).parameters
     ours = {"params", "flatten", "backend"}
     assert {name: p.default for name, p in signature.items() if name not in ours} == (
-        options.RADAM.defaults
+        options.RADAM.defaults | settings.DEFAULTS
     )
 
 
@@ -44,13 +44,14 @@ def test_the_functional_form_takes_every_option_of_the_coefficients():
 
 def test_the_coefficients_take_every_option_that_feeds_them():
     names = set(inspect.signature(rectification.coefficients).parameters)
-    assert names == {"step", "grad_scale", *options.COEFFICIENTS}
+    assert names == {"step", "grad_scale", "clip_coefficient", *options.COEFFICIENTS}
 
 
 @pytest.mark.parametrize("documented", [FusedRAdam, radam_step_], ids=lambda d: d.__name__)
 def test_every_option_is_documented(documented):
     text = inspect.getdoc(documented)
     assert "{options}" not in text
+    assert "{settings}" not in text
     for name in inspect.signature(documented).parameters:
         if name != "params":
             assert f"    {name}: " in text, name

@@ -3,6 +3,7 @@
 import operator
 import random
 from fractions import Fraction
+from functools import partial
 from math import isfinite, isnan
 
 import numpy as np
@@ -35,6 +36,15 @@ def permuted(a, b, selector):
     return int.from_bytes(bytes(chosen), "little")
 
 
+def extracted(a, start, length, is_signed=False):
+    field = a >> start & ((1 << length) - 1)
+    if not is_signed or length == 0:
+        return field
+    if start + length >= 32:
+        return a >> start
+    return field - (1 << length) if field >> length - 1 else field
+
+
 INTEGERS = {
     "add": operator.add,
     "sub": operator.sub,
@@ -50,7 +60,7 @@ INTEGERS = {
     "not": operator.invert,
     "shl": lambda a, count: a << count,
     "shr": lambda a, count: a >> count,
-    "bfe": lambda a, start, length: a >> start & ((1 << length) - 1),
+    "bfe": extracted,
     "prmt": permuted,
     "selp": lambda a, b, chosen: a if chosen else b,
     "mov": lambda a: a,
@@ -90,6 +100,8 @@ def test_integers(name):
     if mnemonic == "div":
         columns[1] = [b or 3 for b in columns[1]]
     reference = INTEGERS[mnemonic] or getattr(operator, modifiers[0])
+    if name == "bfe.s32":
+        reference = partial(extracted, is_signed=True)
     arrays = [np.array(column, DTYPES[ty]) for column, ty in zip(columns, types, strict=True)]
     got = apply(name, *arrays).tolist()
     expected = [reference(*row) for row in zip(*columns, strict=True)]

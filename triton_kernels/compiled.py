@@ -4,6 +4,8 @@
     upload = kernels.upload(workspace)  # once per workspace
     kernels.run(upload, segments, table, chunk_index)  # every step: one copy at most, then kernels
 
+A step that clips calls sum_squares first.
+
 All of them use the current device and stream.
 """
 
@@ -15,8 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernels import probe_kernel, prologue_kernel, step_kernel
-from .upload import CHUNK, INDEX_BYTES, Upload
+from .kernels import COEFFICIENTS_WORDS, probe_kernel, prologue_kernel, step_kernel
+from .sum_kernels import round_kernel
+from .sums import sum_squares
+from .upload import CHUNK, INDEX_BYTES, SEGMENT, Upload
 
 is_interpreted = not isinstance(step_kernel, triton.JITFunction)
 
@@ -121,7 +125,7 @@ class CompiledKernels:
 
     def upload(self, workspace: Tensor, staging: Tensor | None = None) -> Upload:
         """The tables of the launch in a workspace. See Upload."""
-        return Upload(workspace, self._arithmetic, self._prologue is not None, staging)
+        return Upload(workspace, self._arithmetic, staging)
 
     @staticmethod
     def workspace_bytes(tables: int) -> int:
@@ -134,22 +138,57 @@ class CompiledKernels:
         segments: bytes,
         table: bytes,
         chunk_index: Callable[[int], tuple[bytes, int]],
+        clip: Tensor | None = None,
     ) -> None:
         """Enqueue one step.
 
         Args:
             upload: The launch's tables on the device.
             segments: Array of Segment; at least one.
-            table: Array of StepCoefficients, or of DeviceOptions if the device counts the steps.
-            chunk_index: See Upload.copy.
+            table: Array of StepCoefficients, in float64 if the device clips them, or of
+                DeviceOptions if the device counts the steps.
+            chunk_index: See Upload.copy_segments.
+            clip: Norm, coefficient and skips, if the device clips the coefficients; float64.
         """
-        upload.copy(segments, table, chunk_index)
+        computed = 0
+        if self._prologue is not None:
+            computed = len(segments) // SEGMENT.size
+        elif clip is not None:
+            computed = len(table) // (8 * COEFFICIENTS_WORDS.value)
+        upload.copy(segments, table, chunk_index, computed)
+        if self._prologue is None and clip is not None:
+            round_kernel[(computed,)](
+                upload.given, clip, upload.coefficients, num_warps=1, enable_fp_fusion=False
+            )
         self._run(upload)
+
+    def sum_squares(
+        self,
+        upload: Upload,
+        segments: bytes,
+        chunk_index: Callable[[int], tuple[bytes, int]],
+        levels: tuple[bytes, Sequence[int]],
+        scratch: Tensor,
+        sums: Tensor,
+    ) -> None:
+        """Enqueue the sums of the squares of the gradients.
+
+        Args:
+            upload: The launch's tables on the device.
+            segments: Array of Segment; at least one.
+            chunk_index: See Upload.copy_segments.
+            levels: Array of FoldRow, and the number of rows of each level.
+            scratch: See sums.sum_squares; uint8.
+            sums: See sums.sum_squares.
+        """
+        rows, sizes = levels
+        upload.copy_segments(segments, rows, chunk_index)
+        sum_squares(upload, self._step["G"], sizes, scratch.view(torch.float64), sums)
 
     def _run(self, upload: Upload) -> None:
         if self._prologue is not None:
             prologue_kernel[(upload.num_segments,)](
-                upload.segments, upload.options, upload.coefficients, **self._prologue
+                upload.segments, upload.given, upload.coefficients, **self._prologue
             )
         step_kernel[(upload.num_programs,)](
             upload.segments, upload.index, upload.index_shift, upload.coefficients, **self._step

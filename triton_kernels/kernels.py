@@ -33,13 +33,14 @@ SEGMENT_WORDS = tl.constexpr(len(ROLES) + 4)
 KIND = tl.constexpr(7)
 COEFFICIENTS_WORDS = tl.constexpr(8)
 
-# The words of DeviceOptions: the options as float64, then three addresses and a flag as int64.
+# The words of DeviceOptions: the options as float64, then four addresses and a flag as int64.
 NAMES = tl.constexpr(OPTION_NAMES)
 LR = tl.constexpr(len(OPTION_NAMES))
 LR_IS_FLOAT64 = tl.constexpr(len(OPTION_NAMES) + 1)
 GRAD_SCALE = tl.constexpr(len(OPTION_NAMES) + 2)
 FOUND_INF = tl.constexpr(len(OPTION_NAMES) + 3)
-OPTIONS_WORDS = tl.constexpr(len(OPTION_NAMES) + 4)
+CLIP = tl.constexpr(len(OPTION_NAMES) + 4)
+OPTIONS_WORDS = tl.constexpr(len(OPTION_NAMES) + 5)
 
 
 @triton.jit
@@ -261,6 +262,12 @@ def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
     skips = not is_count(count)
     if found_inf != 0:
         skips = skips or tl.load(found_inf.to(tl.pointer_type(tl.float32))) != 0
+    clip_coefficient = tl.full((), 1.0, tl.float64)
+    clip_at = _address(options, CLIP)
+    if clip_at != 0:
+        clip = clip_at.to(tl.pointer_type(tl.float64))  # norm, coefficient, skips
+        clip_coefficient = tl.load(clip + 1)
+        skips = skips or tl.load(clip + 2) != 0
     if skips:
         tl.store(_kind(coefficients), SKIPPED)
     else:
@@ -285,7 +292,7 @@ def prologue_kernel(segments, device_options, coefficients, S: tl.constexpr):
         if grad_scale_at != 0:
             grad_scale = tl.load(grad_scale_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
 
-        c = coefficients_of(step.to(tl.float64), o, lr, grad_scale)
+        c = coefficients_of(step.to(tl.float64), o, lr, grad_scale, clip_coefficient)
         for k in tl.static_range(KIND):
             tl.store(coefficients + k, c[k].to(coefficients.dtype.element_ty))
         tl.store(_kind(coefficients), c[KIND])

@@ -213,7 +213,23 @@ def _variance(rho, exact):
 
 
 @triton.jit
-def coefficients(step, options, lr, grad_scale):
+def clip(square_sum, grad_scale, max_norm, skip_above, skips_nonfinite):
+    """The clip coefficient of a step, with the bits of radam_fused.rectification.clip.
+
+    Returns:
+        The norm and the coefficient in float64, and whether the step is skipped.
+    """
+    norm = _root(square_sum) / grad_scale
+    is_finite = norm - norm == 0
+    one = tl.full((), 1.0, tl.float64)
+    coefficient = max_norm / (norm + 1e-6)
+    coefficient = tl.where(coefficient > 1.0, one, coefficient)  # NaN stays NaN
+    coefficient = tl.where(max_norm - max_norm == 0, coefficient, one)
+    return norm, coefficient, (norm > skip_above) | (skips_nonfinite & (not is_finite))
+
+
+@triton.jit
+def coefficients(step, options, lr, grad_scale, clip_coefficient):
     """The coefficients of a step, with the bits of radam_fused.rectification.coefficients.
 
     Args:
@@ -221,6 +237,7 @@ def coefficients(step, options, lr, grad_scale):
         options: Options, in float64; 1 for true and 0 for false.
         lr: Learning rate, which replaces options.lr; float64.
         grad_scale: Factor that the gradients were multiplied by; float64.
+        clip_coefficient: Factor that the gradients are multiplied by to limit their norm; float64.
 
     Returns:
         grad_mul, l2, decay, one_minus_beta1, one_minus_beta2, step_size and eps in float64, and the
@@ -258,7 +275,7 @@ def coefficients(step, options, lr, grad_scale):
     if decoupled and moves and (kind != NONE or o.decay_skipped_steps != 0):
         absolute = o.absolute_weight_decay != 0
         decay = 1.0 - o.weight_decay if absolute else 1.0 - lr * o.weight_decay
-    grad_mul = tl.where(o.maximize != 0, -1.0, 1.0).to(tl.float64) / grad_scale
+    grad_mul = tl.where(o.maximize != 0, -1.0, 1.0).to(tl.float64) / grad_scale * clip_coefficient
     l2 = tl.where(decoupled, 0.0, o.weight_decay)
     eps = tl.where(o.eps_after_bias_correction != 0, o.eps * root_correction2, o.eps)
     return grad_mul, l2, decay, 1.0 - o.beta1, 1.0 - o.beta2, step_size, eps, kind

@@ -12,15 +12,15 @@ CHUNK = 1024  # elements per program
 INDEX_ENTRIES = 1024  # of a ChunkIndex (csrc/chunk_index.h), at most
 INDEX_BYTES = 4 * INDEX_ENTRIES
 
-_SEGMENT = struct.Struct(f"{SEGMENT_WORDS.value}q")  # Segment in csrc/segments.h
+SEGMENT = struct.Struct(f"{SEGMENT_WORDS.value}q")  # Segment in csrc/segments.h
 
 
 class Upload:
     """Holds the tables of one launch in a workspace and copies those that have changed.
 
-    The workspace holds the index, the segments, the host's table (StepCoefficients, or
-    DeviceOptions if the device counts the steps) and the coefficients that the device computes,
-    without gaps.
+    The workspace holds the index, the segments, the rows of the norm (FoldRow), the host's table
+    (StepCoefficients, or DeviceOptions if the device counts the steps) and the coefficients that
+    the device computes, without gaps.
 
     Each replay of a captured graph copies the staging memory again, so that memory belongs to the
     graph: allocate it before the capture, and neither change nor free it while the graph exists. An
@@ -29,7 +29,6 @@ class Upload:
     Args:
         workspace: uint8 on the device, at least CompiledKernels.workspace_bytes() elements.
         arithmetic: float32 or float64, the arithmetic type of the launch.
-        counts_on_device: Whether the device counts the steps.
         staging: uint8 in pinned host memory, as large as the workspace. None: use a temporary
             tensor in pinned memory, which torch reuses after the copy.
 
@@ -39,7 +38,8 @@ class Upload:
         index: The entries of the index; int32.
         index_shift: Its shift.
         segments: The segments; int64.
-        options: The DeviceOptions; float64, empty if the host counts the steps.
+        rows: The rows of the norm; int64.
+        given: The table of the host, if the device computes the coefficients from it; float64.
         coefficients: The coefficients, in the arithmetic type.
     """
 
@@ -47,61 +47,88 @@ class Upload:
         self,
         workspace: Tensor,
         arithmetic: torch.dtype,
-        counts_on_device: bool = False,
         staging: Tensor | None = None,
     ) -> None:
         self._workspace = workspace
         self._arithmetic = arithmetic
-        self._counts_on_device = counts_on_device
         self._staging = staging
-        self._content = b"", b""
-        self._sizes = 0, 0
+        self._content = b"", b"", b""
+        self._sizes = 0, 0, 0
+        self._computed = 0  # rows of coefficients that the device computes
         self.num_programs = 0
         self.index_shift = 0
         self._divide()
 
+    def copy_segments(
+        self, segments: bytes, rows: bytes, chunk_index: Callable[[int], tuple[bytes, int]]
+    ) -> None:
+        """Copy the tables of a norm to the workspace, in at most one copy.
+
+        Args:
+            segments: Array of Segment; at least one.
+            rows: Array of FoldRow.
+            chunk_index: Returns the entries of the segments' index, given their largest number, and
+                its shift.
+        """
+        if self._content[:2] != (segments, rows):
+            self.copy(segments, b"", chunk_index, rows=rows)
+
     def copy(
-        self, segments: bytes, table: bytes, chunk_index: Callable[[int], tuple[bytes, int]]
+        self,
+        segments: bytes,
+        table: bytes,
+        chunk_index: Callable[[int], tuple[bytes, int]],
+        computed: int = 0,
+        rows: bytes | None = None,
     ) -> None:
         """Copy the tables of a step to the workspace, in at most one copy.
 
         Args:
             segments: Array of Segment; at least one.
-            table: Array of StepCoefficients, or of DeviceOptions if the device counts the steps.
-            chunk_index: Returns the entries of the segments' index, given their largest number, and
-                its shift.
+            table: Array of StepCoefficients, in float64 if the device clips them, or of
+                DeviceOptions if the device counts the steps.
+            chunk_index: See copy_segments.
+            computed: Rows of coefficients that the device computes from the table.
+            rows: Array of FoldRow; None for those of the last norm.
         """
-        if self._content == (segments, table):
-            return
-        same_segments = self._content[0] == segments
-        self._content = b"", b""  # the content is unknown if the copy fails
-        if self._sizes != (len(segments), len(table)):
-            self._sizes = len(segments), len(table)
+        rows = self._content[1] if rows is None else rows
+        head, self._computed = (segments, rows), computed
+        if self._content == (*head, table):
             self._divide()
-        if same_segments:
-            start, data = INDEX_BYTES + len(segments), bytearray(table)
+            return
+        same_head = self._content[:2] == head
+        self._content = b"", b"", b""  # the content is unknown if the copy fails
+        self._sizes = len(segments), len(rows), len(table)
+        self._divide()
+        if same_head:
+            start, data = INDEX_BYTES + len(segments) + len(rows), bytearray(table)
         else:
-            last = _SEGMENT.unpack_from(segments, len(segments) - _SEGMENT.size)
+            last = SEGMENT.unpack_from(segments, len(segments) - SEGMENT.size)
             self.num_programs = -(-(last[FIRST.value] + last[NUMEL.value]) // CHUNK)
             index, self.index_shift = chunk_index(INDEX_ENTRIES)
-            start, data = 0, bytearray(index.ljust(INDEX_BYTES, b"\0") + segments + table)
-        source = torch.frombuffer(data, dtype=torch.uint8)
+            index = index.ljust(INDEX_BYTES, b"\0")
+            start, data = 0, bytearray(index + segments + rows + table)
+        if data:
+            self._copy_bytes(start, torch.frombuffer(data, dtype=torch.uint8))
+        self._content = *head, table
+
+    def _copy_bytes(self, start: int, source: Tensor) -> None:
+        end = start + source.numel()
         if self._staging is not None:
-            source = self._staging[: len(data)].copy_(source)
+            source = self._staging[start:end].copy_(source)
         elif self._workspace.device.type != "cpu":
             source = source.pin_memory()
-        self._workspace[start : start + len(data)].copy_(source, non_blocking=True)
-        self._content = segments, table
+        self._workspace[start:end].copy_(source, non_blocking=True)
 
     def _divide(self) -> None:
-        segments, table = self._sizes
-        self.num_segments = segments // _SEGMENT.size
-        computed = self.num_segments * COEFFICIENTS_WORDS.value * self._arithmetic.itemsize
-        options, coefficients = (table, computed) if self._counts_on_device else (0, table)
-        sizes = INDEX_BYTES, segments, options, coefficients
-        dtypes = torch.int32, torch.int64, torch.float64, self._arithmetic
+        segments, rows, table = self._sizes
+        self.num_segments = segments // SEGMENT.size
+        computed = self._computed * COEFFICIENTS_WORDS.value * self._arithmetic.itemsize
+        given, coefficients = (table, computed) if self._computed else (0, table)
+        sizes = INDEX_BYTES, segments, rows, given, coefficients
+        dtypes = torch.int32, torch.int64, torch.int64, torch.float64, self._arithmetic
         parts, start = [], 0
         for size, dtype in zip(sizes, dtypes, strict=True):
             parts.append(self._workspace[start : start + size].view(dtype))
             start += size
-        self.index, self.segments, self.options, self.coefficients = parts
+        self.index, self.segments, self.rows, self.given, self.coefficients = parts

@@ -16,21 +16,23 @@ constexpr std::int64_t kAlign = 64;
 struct Build {
   const char* name;
   StepRange step_range;
+  SumRange sum_range;
   MoveRange move_range;
   bool (*runs_here)();
 };
 
 const Build kBuilds[] = {
 #if defined(RADAM_X86_64)
-    {"avx512", avx512::step_range, avx512::move_range,
+    {"avx512", avx512::step_range, avx512::sum_range, avx512::move_range,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::step_range, avx2::move_range,
+    {"avx2", avx2::step_range, avx2::sum_range, avx2::move_range,
      [] { return bool(__builtin_cpu_supports("avx2")); }},
 #endif
-    {"baseline", baseline::step_range, baseline::move_range, [] { return true; }},
+    {"baseline", baseline::step_range, baseline::sum_range, baseline::move_range,
+     [] { return true; }},
 };
 
 const Build& find(const std::string& instruction_set) {
@@ -51,12 +53,12 @@ bool is_intel() {
 #endif
 }
 
-// Divides elements among threads: run(begin, end) on each.
+// Divides elements among threads: run(begin, end) on each. align: where threads can meet.
 template <typename Run>
-void divide(std::int64_t total, int threads, const Run& run) {
+void divide(std::int64_t total, int threads, std::int64_t align, const Run& run) {
   const std::int64_t useful = std::clamp<std::int64_t>(total / kGrain, 1, std::max(threads, 1));
   const auto boundary = [&](std::int64_t part, std::int64_t parts) {
-    return part == parts ? total : total / parts * part / kAlign * kAlign;
+    return part == parts ? total : total / parts * part / align * align;
   };
   // The team can be smaller than requested, so the number of parts is read inside.
 #pragma omp parallel num_threads(static_cast<int>(useful))
@@ -88,14 +90,32 @@ void step(const Work& work, int threads, const std::string& instruction_set,
                       work.types,
                       work.amsgrad,
                       prefetch.value_or(is_intel())};
-  divide(last.first + last.numel, threads,
+  divide(last.first + last.numel, threads, kAlign,
          [&](std::int64_t begin, std::int64_t end) { step_range(tables, begin, end); });
+}
+
+void sum_squares(const Work& work, int threads, const std::string& instruction_set,
+                 SumMemory& memory, double* sums) {
+  const SumRange sum_range = find(instruction_set).sum_range;
+  const std::size_t count = work.segments.size();
+  auto& [first_chunks, partial] = memory;
+  find_first_chunks(work.segments, false, first_chunks);
+  partial.resize(static_cast<std::size_t>(first_chunks[count]));
+  const SumTables tables{work.segments.data(), static_cast<std::int64_t>(count),
+                         first_chunks.data(), work.types.of[role::grad], partial.data()};
+  divide(first_chunks[count] * kSumChunk, threads, kSumChunk,
+         [&](std::int64_t begin, std::int64_t end) {
+           sum_range(tables, begin / kSumChunk, end / kSumChunk);
+         });
+  for (std::size_t i = 0; i < count; ++i) {
+    sums[i] = fold_all(partial.data() + first_chunks[i], first_chunks[i + 1] - first_chunks[i]);
+  }
 }
 
 void move(const Arrays& arrays, std::int64_t numel, int threads,
           const std::string& instruction_set) {
   const MoveRange move_range = find(instruction_set).move_range;
-  divide(numel, threads,
+  divide(numel, threads, kAlign,
          [&](std::int64_t begin, std::int64_t end) { move_range(arrays, begin, end); });
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../segments.h"
+#include "../sums.h"
 
 namespace radam::cpu {
 
@@ -22,6 +23,18 @@ struct Tables {
 // The work of one thread: elements [begin, end) of the concatenated segments.
 using StepRange = void (*)(const Tables& tables, std::int64_t begin, std::int64_t end);
 
+// The chunks of gradients whose squares are summed.
+struct SumTables {
+  const Segment* segments;
+  std::int64_t num_segments;
+  const std::int64_t* first_chunks;  // of each segment
+  DType grad;
+  double* sums;  // one for each chunk
+};
+
+// The work of one thread: chunks [begin, end).
+using SumRange = void (*)(const SumTables& tables, std::int64_t begin, std::int64_t end);
+
 // Four arrays of one length: three are read and written, the gradient is read.
 struct Arrays {
   float* param;
@@ -35,14 +48,17 @@ using MoveRange = void (*)(const Arrays& arrays, std::int64_t begin, std::int64_
 
 namespace baseline {
 void step_range(const Tables&, std::int64_t, std::int64_t);
+void sum_range(const SumTables&, std::int64_t, std::int64_t);
 void move_range(const Arrays&, std::int64_t, std::int64_t);
 }  // namespace baseline
 namespace avx2 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
+void sum_range(const SumTables&, std::int64_t, std::int64_t);
 void move_range(const Arrays&, std::int64_t, std::int64_t);
 }  // namespace avx2
 namespace avx512 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
+void sum_range(const SumTables&, std::int64_t, std::int64_t);
 void move_range(const Arrays&, std::int64_t, std::int64_t);
 }  // namespace avx512
 
@@ -53,6 +69,10 @@ std::vector<std::string> instruction_sets();
 // prefetch: whether the loop issues prefetches; the default depends on the processor.
 void step(const Work& work, int threads, const std::string& instruction_set,
           std::optional<bool> prefetch);
+
+// The sum of the squares of each segment's gradient.
+void sum_squares(const Work& work, int threads, const std::string& instruction_set,
+                 SumMemory& memory, double* sums);
 
 // Moves the bytes of a float32 step and computes nothing, with the threads of a step.
 void move(const Arrays& arrays, std::int64_t numel, int threads,

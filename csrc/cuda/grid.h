@@ -227,7 +227,9 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   void* const counter = s.at[role::step];
   const double count =
       a.step_is_float64 ? *static_cast<double*>(counter) : *static_cast<float*>(counter);
-  if (!is_count(count) || (given.found_inf != nullptr && *given.found_inf != 0)) {
+  const double clip_coefficient = given.clip != nullptr ? given.clip->coefficient : 1.0;
+  if (!is_count(count) || (given.found_inf != nullptr && *given.found_inf != 0) ||
+      (given.clip != nullptr && given.clip->skips != 0)) {
     (a.arithmetic_is_float64 ? computed_at<double>(a, s).update : computed_at<float>(a, s).update) =
         Update::skipped;
     return;
@@ -243,7 +245,7 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   // The counter is incremented in its own dtype, as in torch.
   const double step =
       a.step_is_float64 ? *static_cast<double*>(counter) += 1 : *static_cast<float*>(counter) += 1;
-  const auto c = coefficients(step_terms(step, options), options, grad_scale);
+  const auto c = coefficients(step_terms(step, options), options, grad_scale, clip_coefficient);
   if (a.arithmetic_is_float64) {
     computed_at<double>(a, s) = c;
   } else {

@@ -50,9 +50,59 @@ __global__ void __launch_bounds__(kThreads)
   prologue_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
+// Folds the numbers of the threads of a block; thread 0 returns the result.
+__device__ double fold_block(double number, int thread) {
+  __shared__ double numbers[kSumThreads];
+  numbers[thread] = number;
+  for (int width = kSumThreads / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (thread < width) numbers[thread] += numbers[thread + width];
+  }
+  return numbers[thread];
+}
+
+template <typename G>
+__global__ void __launch_bounds__(kSumThreads)
+    sum_kernel(const __grid_constant__ SumArguments arguments) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const double sum = fold_block(sum_thread<G>(arguments, blockIdx.x, thread), thread);
+  if (thread == 0) arguments.sums[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(kSumThreads)
+    fold_kernel(const __grid_constant__ FoldArguments arguments) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const FoldRow row = row_of(arguments, blockIdx.x);
+  const double sum = fold_block(fold_thread(arguments, row, thread), thread);
+  if (thread == 0) arguments.to[row.to] = sum;
+}
+
+__global__ void __launch_bounds__(1) clip_kernel(const __grid_constant__ ClipArguments arguments) {
+  clip_thread(arguments);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    round_kernel(const __grid_constant__ RoundArguments arguments) {
+  round_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+}
+
+void (*sum_kernel_for(DType gradient))(SumArguments) {
+  switch (gradient) {
+    case DType::float64:
+      return sum_kernel<double>;
+    case DType::float32:
+      return sum_kernel<float>;
+    case DType::bfloat16:
+      return sum_kernel<BFloat16>;
+    case DType::float16:
+      return sum_kernel<Half>;
+  }
+  throw std::invalid_argument("unknown dtype");
+}
+
 template <typename Arguments>
 void run(void (*kernel)(Arguments), const Queue& queue, const Arguments& arguments,
-         std::int64_t blocks, const char* what) {
+         std::int64_t blocks, int threads, const char* what) {
   if (blocks > std::numeric_limits<int>::max()) {
     throw std::runtime_error(std::string(what) + " needs " + std::to_string(blocks) +
                              " blocks, expected at most 2^31 - 1");
@@ -60,7 +110,8 @@ void run(void (*kernel)(Arguments), const Queue& queue, const Arguments& argumen
   const DeviceGuard guard(queue.device);
   void* packed[] = {const_cast<Arguments*>(&arguments)};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                         dim3(kThreads), packed, 0, static_cast<cudaStream_t>(queue.stream)),
+                         dim3(static_cast<unsigned>(threads)), packed, 0,
+                         static_cast<cudaStream_t>(queue.stream)),
         what);
 }
 
@@ -87,17 +138,35 @@ std::optional<std::string> unsupported(int device) {
 }
 
 void upload(const Queue& queue, const UploadArguments& arguments) {
-  run(&upload_kernel, queue, arguments, blocks_for(arguments.num_words), "the upload of a table");
+  run(&upload_kernel, queue, arguments, blocks_for(arguments.num_words), kThreads,
+      "the upload of a table");
 }
 
 void prologue(const Queue& queue, const PrologueArguments& arguments) {
-  run(&prologue_kernel, queue, arguments, blocks_for(arguments.num_segments),
+  run(&prologue_kernel, queue, arguments, blocks_for(arguments.num_segments), kThreads,
       "the prologue of a step");
 }
 
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks) {
-  run(step_kernel_for(types, amsgrad), queue, arguments, blocks, "a step");
+  run(step_kernel_for(types, amsgrad), queue, arguments, blocks, kThreads, "a step");
+}
+
+void sum(const Queue& queue, const SegmentTypes& types, const SumArguments& arguments,
+         std::int64_t blocks) {
+  run(sum_kernel_for(types.of[role::grad]), queue, arguments, blocks, kSumThreads, "a norm");
+}
+
+void fold(const Queue& queue, const FoldArguments& arguments, std::int64_t blocks) {
+  run(&fold_kernel, queue, arguments, blocks, kSumThreads, "a norm");
+}
+
+void clip(const Queue& queue, const ClipArguments& arguments) {
+  run(&clip_kernel, queue, arguments, 1, 1, "clipping");
+}
+
+void round(const Queue& queue, const RoundArguments& arguments) {
+  run(&round_kernel, queue, arguments, blocks_for(arguments.num_rows), kThreads, "clipping");
 }
 
 }  // namespace radam::cuda

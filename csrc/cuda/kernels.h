@@ -1,4 +1,4 @@
-// The three kernels of a launch. kernels.cu runs them with CUDA; the tests run every block and
+// The kernels of a launch. kernels.cu runs them with CUDA; the tests run every block and
 // thread in loops on the host. Each call enqueues a kernel and does not wait for it. An error is
 // thrown with CUDA's text.
 #pragma once
@@ -10,6 +10,7 @@
 
 #include "../dlpack.h"
 #include "step_kernels.h"
+#include "sums.h"
 
 namespace radam::cuda {
 
@@ -30,6 +31,13 @@ void upload(const Queue& queue, const UploadArguments& arguments);
 void prologue(const Queue& queue, const PrologueArguments& arguments);
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks);
+
+// The kernels of the norm. types: those of the launch whose gradients are summed.
+void sum(const Queue& queue, const SegmentTypes& types, const SumArguments& arguments,
+         std::int64_t blocks);
+void fold(const Queue& queue, const FoldArguments& arguments, std::int64_t blocks);
+void clip(const Queue& queue, const ClipArguments& arguments);
+void round(const Queue& queue, const RoundArguments& arguments);
 
 inline StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad) {
   switch (types.of[role::param]) {

@@ -7,11 +7,11 @@
 namespace radam::cuda {
 namespace {
 
-static_assert(sizeof(StepArguments) <= 4096, "at most 4 KB of kernel arguments on every device");
+static_assert(sizeof(SumArguments) <= 4096, "at most 4 KB of kernel arguments on every device");
 static_assert(sizeof(UploadArguments) <= 32764,
               "at most 32,764 bytes of kernel arguments since CUDA 12.1");
 static_assert(std::has_unique_object_representations_v<Segment>, "rows are compared byte by byte");
-static_assert(sizeof(DeviceOptions) == (kOptions + 4) * 8, "rows are compared byte by byte");
+static_assert(sizeof(DeviceOptions) == (kOptions + 5) * 8, "rows are compared byte by byte");
 
 void upload_all(const Queue& queue, void* to, const void* from, std::size_t bytes) {
   const std::size_t words = bytes / sizeof(std::uint64_t);
@@ -25,6 +25,17 @@ void upload_all(const Queue& queue, void* to, const void* from, std::size_t byte
     upload(queue, arguments);
     done += num_words;
   }
+}
+
+std::int64_t larger(std::int64_t a, std::int64_t b) {
+  return a > b ? a : b;
+}
+
+// The levels of a launch whose segments begin at whole chunks.
+FoldLevels levels_of(const Work& work, const std::vector<std::int64_t>& indices) {
+  std::vector<std::int64_t> first_chunks;
+  find_first_chunks(work.segments, true, first_chunks);
+  return fold_levels(first_chunks, indices);
 }
 
 template <typename Row>
@@ -46,14 +57,59 @@ bool CachedRange::copy(const Queue& queue, void* to, const void* from, std::size
   return true;
 }
 
-void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows) {
-  if (work.segments.empty()) return;
-  auto* const segments = static_cast<Segment*>(workspace);
-  auto* const coefficients = reinterpret_cast<StepCoefficients<double>*>(segments + num_rows);
-  auto* const options = reinterpret_cast<DeviceOptions*>(coefficients + num_rows);
-  const std::int64_t blocks = chunks_of(work.segments, kChunk);
+std::int64_t fold_results(std::int64_t numel) {
+  std::int64_t results = 0;
+  do {
+    numel = larger(sum_chunks(numel), 1);
+    results += numel;
+  } while (numel > 1);
+  return results;
+}
 
-  StepArguments arguments{};
+void fold_all(const Queue& queue, const double* from, std::int64_t numel, double* to) {
+  do {
+    const std::int64_t chunks = larger(sum_chunks(numel), 1);
+    fold(queue, {from, nullptr, to, numel}, chunks);
+    from = to;
+    to += chunks;
+    numel = chunks;
+  } while (numel > 1);
+}
+
+std::size_t Upload::scratch_bytes(const Work& work) {
+  const FoldLevels found = levels_of(work, std::vector<std::int64_t>(work.segments.size()));
+  std::size_t bytes = static_cast<std::size_t>(found.numbers) * sizeof(double);
+  for (const auto& rows : found.levels) bytes += bytes_of(rows);
+  return bytes;
+}
+
+void Upload::sum_squares(const Queue& queue, const Work& work,
+                         const std::vector<std::int64_t>& indices, void* workspace, void* scratch,
+                         double* sums) {
+  if (work.segments.empty()) return;
+  const FoldLevels found = levels_of(work, indices);
+  std::vector<FoldRow> rows;
+  for (const auto& level : found.levels) rows.insert(rows.end(), level.begin(), level.end());
+  auto* const numbers = static_cast<double*>(scratch);
+  auto* row = reinterpret_cast<FoldRow*>(numbers + found.numbers);
+  rows_.copy(queue, row, rows.data(), bytes_of(rows));
+
+  SumArguments arguments{};
+  set_segments(queue, work, workspace, arguments.table);
+  arguments.sums = numbers;
+  const std::int64_t blocks = chunks_of(work.segments, kSumChunk);
+  if (blocks > 0) sum(queue, work.types, arguments, blocks);
+  for (const auto& level : found.levels) {
+    const bool is_last = &level == &found.levels.back();
+    fold(queue, {numbers, row, is_last ? sums : numbers, 0},
+         static_cast<std::int64_t>(level.size()));
+    row += level.size();
+  }
+}
+
+void Upload::set_segments(const Queue& queue, const Work& work, void* workspace,
+                          StepArguments& arguments) {
+  auto* const segments = static_cast<Segment*>(workspace);
   arguments.num_segments = static_cast<std::int64_t>(work.segments.size());
   if (work.counts_on_device || work.segments.size() > kFewSegments) {
     if (segments_.copy(queue, segments, work.segments.data(), bytes_of(work.segments))) {
@@ -66,11 +122,29 @@ void Upload::step(const Queue& queue, const Work& work, void* workspace, std::si
   } else {
     std::copy(work.segments.begin(), work.segments.end(), arguments.few_segments);
   }
+}
+
+void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows) {
+  if (work.segments.empty()) return;
+  auto* const segments = static_cast<Segment*>(workspace);
+  auto* const coefficients = reinterpret_cast<StepCoefficients<double>*>(segments + num_rows);
+  auto* const given = coefficients + num_rows;
+  auto* const options = reinterpret_cast<DeviceOptions*>(given + num_rows);
+  const std::int64_t blocks = chunks_of(work.segments, kChunk);
+
+  StepArguments arguments{};
+  set_segments(queue, work, workspace, arguments);
   if (work.counts_on_device) {
     options_.copy(queue, options, work.options.data(), bytes_of(work.options));
     prologue(queue,
              {segments, arguments.num_segments, options, coefficients,
               work.types.of[role::step] == DType::float64, work.types.arithmetic_is_float64()});
+    arguments.coefficients = coefficients;
+  } else if (work.clip != nullptr) {
+    upload_all(queue, given, work.coefficients.data(), work.coefficients.size());
+    const std::size_t rows = work.coefficients.size() / sizeof *given;
+    round(queue, {given, work.clip, coefficients, static_cast<std::int64_t>(rows),
+                  work.types.arithmetic_is_float64()});
     arguments.coefficients = coefficients;
   } else if (work.coefficients.size() > kFewCoefficientsBytes) {
     upload_all(queue, coefficients, work.coefficients.data(), work.coefficients.size());

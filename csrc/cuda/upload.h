@@ -11,6 +11,11 @@
 
 namespace radam::cuda {
 
+// The sum of numbers in device memory, in the order of ../sums.h. to: device memory for
+// fold_results() numbers; the last one is the sum.
+void fold_all(const Queue& queue, const double* from, std::int64_t numel, double* to);
+std::int64_t fold_results(std::int64_t numel);
+
 // A range of device memory and a host copy of its content.
 class CachedRange {
  public:
@@ -32,8 +37,19 @@ class Upload {
   // then writes the whole workspace.
   void step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows);
 
+  // Enqueues the sum of the squares of each segment's gradient. sums: device memory for the sums,
+  // which are written at `indices`. scratch: device memory of scratch_bytes().
+  void sum_squares(const Queue& queue, const Work& work, const std::vector<std::int64_t>& indices,
+                   void* workspace, void* scratch, double* sums);
+  static std::size_t scratch_bytes(const Work& work);
+  // Another scratch follows, perhaps at the same address.
+  void forget_rows() { rows_ = {}; }
+
  private:
-  CachedRange segments_, options_;
+  void set_segments(const Queue& queue, const Work& work, void* workspace,
+                    StepArguments& arguments);
+
+  CachedRange segments_, options_, rows_;
   ChunkIndex<IndexEntry> index_;  // of segments_
 };
 

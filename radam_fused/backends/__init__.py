@@ -10,11 +10,12 @@ from .launches import (
     Kind,
     Launch,
     Launches,
-    Step,
     TableLaunch,
+    Workspace,
     is_capturing,
     new_numbers,
 )
+from .step import Step
 
 __all__ = [
     "BACKENDS",
@@ -24,6 +25,7 @@ __all__ = [
     "Launches",
     "Step",
     "TableLaunch",
+    "Workspace",
     "check_name",
     "check_options",
     "is_capturing",

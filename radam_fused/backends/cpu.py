@@ -1,6 +1,7 @@
 """The CPU backend: runs the kernel of csrc/cpu."""
 
 import os
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -30,13 +31,20 @@ class CpuLaunch(TableLaunch):
     instruction_set: str | None = None  # None: the best one; tests set the others
     prefetch: bool | None = None  # None: depends on the processor; tests set both
 
+    def sum_squares(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """See Launch.sum_squares."""
+        _C.cpu_sum_squares(self.table, first_of_group, sums, *self._how())
+
     def run(self) -> None:
         """See Launch.run."""
         if self.table.is_active():
-            chosen = self.instruction_set or instruction_sets()[0]
-            CpuLaunch.has_run = True
-            threads = 1 if self.is_forked else torch.get_num_threads()
-            _C.cpu_step(self.table, threads, chosen, self.prefetch)
+            _C.cpu_step(self.table, *self._how(), self.prefetch)
+
+    def _how(self) -> tuple[int, str]:
+        """The number of threads and the instruction set."""
+        CpuLaunch.has_run = True
+        threads = 1 if self.is_forked else torch.get_num_threads()
+        return threads, self.instruction_set or instruction_sets()[0]
 
 
 def _note_fork() -> None:

@@ -1,16 +1,48 @@
 """The CUDA backend: runs the kernels of csrc/cuda."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..extension import _C, unavailable_reason
 from ..tensors import has_own_memory
-from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
+from .launches import Kind, Reducer, TableLaunch, Workspace, as_current, current_stream
 
 
 def architectures() -> str | None:
     """The CUDA architectures of this build, in the notation of CMake; None without CUDA."""
     return getattr(_C, "cuda_architectures", None)
+
+
+class CudaReducer:
+    """See Reducer."""
+
+    def fold(self, numbers: Tensor) -> Tensor:
+        """See Reducer.fold."""
+        size = _C.cuda_fold_results(numbers.numel())
+        results = Workspace(numbers.device).make(8 * size).view(torch.float64)
+        with as_current(numbers.device):
+            _C.cuda_fold(numbers, results, _handle(current_stream(numbers.device)))
+        return results[-1]
+
+    def clip(
+        self,
+        square_sum: Tensor,
+        grad_scale: Tensor | None,
+        failed: Tensor | None,
+        options: tuple[float, float, bool],
+        state: Tensor,
+    ) -> None:
+        """See Reducer.clip."""
+        with as_current(state.device):
+            stream = _handle(current_stream(state.device))
+            _C.cuda_clip(square_sum, grad_scale, failed, *options, state, stream)
+
+
+def _handle(stream: Any) -> int:
+    return 0 if stream is None else stream.cuda_stream
 
 
 class CudaLaunch(TableLaunch):
@@ -20,10 +52,34 @@ class CudaLaunch(TableLaunch):
         kind: The common properties of its parameters.
     """
 
+    reducer: Reducer | None = CudaReducer()
+
     def __init__(self, kind: Kind) -> None:
         super().__init__(kind, _C.cuda_chunk)
         self._workspace = Workspace(kind.device)
+        self._scratch = Workspace(kind.device)
         self._upload = _C.CudaUpload()  # knows the content of the workspace
+        self._prepared: Any = None  # workspace and upload of a step whose norm has been taken
+
+    def sum_squares(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """See Launch.sum_squares."""
+        if not self.table.is_active():
+            return
+        self._begin(len(first_of_group))
+        stream = current_stream(self.kind.device)
+        size = _C.cuda_scratch_bytes(self.table)
+        with as_current(self.kind.device):
+            self._prepared = self._prepare(stream)
+            workspace, upload = self._prepared
+            if self._capturing:
+                scratch = self._scratch.make(size)
+            else:
+                scratch, is_new = self._scratch.get(size, stream)
+                if is_new:
+                    upload.forget_rows()
+            upload.sum_squares(
+                self.table, first_of_group, sums, workspace, scratch, _handle(stream)
+            )
 
     def run(self) -> None:
         """See Launch.run."""
@@ -31,15 +87,19 @@ class CudaLaunch(TableLaunch):
             return
         stream = current_stream(self.kind.device)
         with as_current(self.kind.device):
-            if self._capturing:
-                # Each replay writes the workspace, from the kernel arguments in the graph.
-                workspace, upload = self._workspace.make(self._size), _C.CudaUpload()
-            else:
-                workspace, is_new = self._workspace.get(self._size, stream)
-                if is_new:
-                    self._upload = _C.CudaUpload()
-                upload = self._upload
-            upload.step(self.table, workspace, 0 if stream is None else stream.cuda_stream)
+            workspace, upload = self._prepared or self._prepare(stream)
+            self._prepared = None
+            upload.step(self.table, workspace, _handle(stream))
+
+    def _prepare(self, stream: Any) -> tuple[Tensor, Any]:
+        """The workspace of a step, and what knows its content."""
+        if self._capturing:
+            # Each replay writes the workspace, from the kernel arguments in the graph.
+            return self._workspace.make(self._size), _C.CudaUpload()
+        workspace, is_new = self._workspace.get(self._size, stream)
+        if is_new:
+            self._upload = _C.CudaUpload()
+        return workspace, self._upload
 
 
 # Successes. Failures are not kept: they can be temporary.

@@ -1,6 +1,6 @@
 """The eager backend: the update in PyTorch operations, for any device, differentiable."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,8 +20,10 @@ from ..state import (
     check_param,
     check_state,
 )
+from ..sums import sum_squares
 from ..tensors import has_own_memory, is_dense
-from .launches import Kind, Step
+from .launches import Kind, Reducer
+from .step import Step
 
 # Below it, the residual of a float64 root would underflow; scaled by _SCALE, nothing overflows.
 _TINY = 2.0**-900
@@ -138,6 +140,7 @@ class EagerLaunch:
 
     is_atomic = False
     is_replayed = False
+    reducer: Reducer | None = None
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -161,7 +164,7 @@ class EagerLaunch:
         """See Launch.misfit."""
         return self._misfit
 
-    def read(self, groups: Groups, states: Mapping[Tensor, Any]) -> bool:
+    def read(self, groups: Groups, states: Mapping[Tensor, Any], is_separate: bool) -> bool:
         """See Launch.read."""
         self.release()
         for (group, index), slot in self._rows:
@@ -217,6 +220,12 @@ class EagerLaunch:
             self._found[i] = place, param, grad, state
         return True
 
+    @torch.no_grad()
+    def sum_squares(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """See Launch.sum_squares."""
+        for (group, index), param, grad, _ in self._found:
+            sums[first_of_group[group] + index] = sum_squares(local(grad), local(param))
+
     def has_moved(self) -> bool:
         """See Launch.has_moved."""
         return self._has_moved
@@ -231,8 +240,9 @@ class EagerLaunch:
 
     def compute(self, step: Step) -> None:
         """See Launch.compute."""
-        if step.overflows:
+        if step.overflows or step.is_skipped:
             self._found = []
+        clip = 1.0 if step.host_clip is None else step.host_clip.coefficient
         scale = 1.0 if step.host_scale is None else step.host_scale
         known: dict[tuple[int, float], Coefficients] = {}
         for place, *_, state in self._found:
@@ -241,7 +251,9 @@ class EagerLaunch:
             key = place[0], count + 1
             if key not in known:
                 arguments = step.options.coefficient_arguments(step.groups[place[0]])
-                known[key] = coefficients(key[1], **arguments, grad_scale=scale)
+                known[key] = coefficients(
+                    key[1], **arguments, grad_scale=scale, clip_coefficient=clip
+                )
             self._coefficients.append(known[key])
 
     def run(self) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,7 +16,7 @@ from ..groups import Groups, Place, States, name_of
 from ..interrupts import deferred
 from ..options import COEFFICIENTS, NAMES, OptionSet
 from ..state import State
-from ..tensors import describe
+from .step import Step
 
 
 class Kind(NamedTuple):
@@ -42,60 +41,29 @@ class Kind(NamedTuple):
     counts_on_device: bool
 
 
-def _check_scalar(value: Any, name: str) -> None:
-    is_real = isinstance(value, Tensor) and not value.is_complex() and not value.is_meta
-    if not is_real or value.layout != torch.strided:
-        raise TypeError(f"{name} is {describe(value)}, expected a tensor of one real number")
-    if value.numel() != 1:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected one element")
+class Reducer(Protocol):
+    """Sums numbers on a device, and computes the clip coefficient there."""
 
+    def fold(self, numbers: Tensor) -> Tensor:
+        """The sum of 1-d float64 numbers, in the order of `sums.fold`; a 0-d tensor."""
 
-class Step:
-    """The inputs of one step that all launches share.
-
-    Args:
-        groups: The parameter groups.
-        options: The options of the optimizer's class.
-        numbers: The options of the groups as numbers (`new_numbers`).
-        grad_scale: Tensor of one element, the scale that the gradients were multiplied by; or None.
-        found_inf: Tensor of one element, nonzero if a gradient overflowed: the step is then
-            skipped; or None.
-
-    Raises:
-        TypeError: The scale or the flag is not a tensor of real numbers.
-        ValueError: It has several elements.
-    """
-
-    def __init__(
+    def clip(
         self,
-        groups: Groups,
-        options: OptionSet,
-        numbers: Any,
-        grad_scale: Tensor | None = None,
-        found_inf: Tensor | None = None,
+        square_sum: Tensor,
+        grad_scale: Tensor | None,
+        failed: Tensor | None,
+        options: tuple[float, float, bool],
+        state: Tensor,
     ) -> None:
-        # A scaler that has seen no gradient sets the number 0 instead of a tensor.
-        if found_inf is not None and not isinstance(found_inf, Tensor) and found_inf == 0:
-            found_inf = None
-        if grad_scale is not None:
-            _check_scalar(grad_scale, "grad_scale")
-        if found_inf is not None:
-            _check_scalar(found_inf, "found_inf")
-        self.groups = groups
-        self.options = options
-        self.numbers = numbers
-        self.grad_scale = grad_scale
-        self.found_inf = found_inf
+        """Compute `rectification.clip`.
 
-    @cached_property
-    def overflows(self) -> bool:
-        """Whether the step is skipped. Waits for the device."""
-        return self.found_inf is not None and bool(self.found_inf.item())
-
-    @cached_property
-    def host_scale(self) -> float | None:
-        """The scale of the gradients. Waits for the device."""
-        return None if self.grad_scale is None else self.grad_scale.item()
+        Args:
+            square_sum: Its argument; 0-d float64.
+            grad_scale: Its argument; one float32 number, or None for 1.
+            failed: A number of processes. If it is not 0, the step is skipped, but not counted.
+            options: The arguments max_norm, skip_above and skips_nonfinite.
+            state: Receives norm, coefficient and skips; skips is added to a fourth number.
+        """
 
 
 class Launch(Protocol):
@@ -107,6 +75,8 @@ class Launch(Protocol):
     is_atomic: bool
     # Whether a captured graph uses memory of the launch; the launch must then live as long.
     is_replayed: bool
+    # Sums on the launch's device; None if the host does.
+    reducer: Reducer | None
 
     def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
         """Add a parameter.
@@ -118,12 +88,13 @@ class Launch(Protocol):
             slot: Its slot in a flat buffer, which it must not leave; or None.
         """
 
-    def read(self, groups: Groups, states: Mapping[Tensor, Any]) -> bool:
+    def read(self, groups: Groups, states: Mapping[Tensor, Any], is_separate: bool) -> bool:
         """Read the tensors of every parameter that has a gradient. Writes nothing.
 
         Args:
             groups: The optimizer's parameter groups.
             states: The optimizer's state.
+            is_separate: Whether `sum_squares` will follow.
 
         Returns:
             False if a parameter does not fit the launch any more; `misfit` names it.
@@ -137,6 +108,15 @@ class Launch(Protocol):
 
     def take_gradients(self, redistributed: list[Tensor]) -> bool:
         """Take the gradients of `misplaced`, redistributed; False if `misfit` does not fit."""
+
+    def sum_squares(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """Write the sum of the squares of each gradient that was read.
+
+        Args:
+            sums: Receives them: float64 on the launch's device, one for each parameter of the
+                optimizer.
+            first_of_group: The index in it of the first parameter of each group.
+        """
 
     def has_moved(self) -> bool:
         """Whether a tensor that the step writes lies at another address than at the last step."""
@@ -228,9 +208,9 @@ class Launches:
         types = {type(local(tensor)) for tensor in (param, grad, *state.values())}
         self._by_kind[backend.name, kind].add(place, param, types, slot)
 
-    def read(self, groups: Groups, states: States) -> bool:
+    def read(self, groups: Groups, states: States, is_separate: bool = False) -> bool:
         """Read every launch; False if a parameter does not fit its launch any more."""
-        return all(launch.read(groups, states) for launch in self._by_kind.values())
+        return all(launch.read(groups, states, is_separate) for launch in self._by_kind.values())
 
     def have_moved(self) -> bool:
         """Whether a tensor that the step writes lies at another address than at the last step."""
@@ -240,21 +220,14 @@ class Launches:
         """The place of a parameter that does not fit its launch, and the name of its tensor."""
         return next(found for found in (launch.misfit() for launch in self) if found[1])
 
-    def compute(self, step: Step) -> None:
-        """Compute every launch. Writes nothing.
+    def place_gradients(self, step: Step) -> None:
+        """Place gradients like their parameters: once a step, and in one order on every process.
 
         Raises:
             RuntimeError: A gradient does not fit its parameter after it was redistributed.
         """
-        for launch in self._by_kind.values():
-            if launch.misplaced():
-                self._redistribute(step)
-                break
-        for launch in self._by_kind.values():
-            launch.compute(step)
-
-    def _redistribute(self, step: Step) -> None:
-        """Place gradients like their parameters: once a step, and in one order on every process."""
+        if not any(launch.misplaced() for launch in self._by_kind.values()):
+            return
         found = [(launch, launch.misplaced()) for launch in self._by_kind.values()]
         pairs = {place: (grad, param) for _, them in found for place, param, grad in them}
         moved = redistribute(pairs)
@@ -262,6 +235,11 @@ class Launches:
             if not launch.take_gradients([moved[place] for place, *_ in misplaced]):
                 name = name_of(step.groups, launch.misfit()[0])
                 raise RuntimeError(f"gradient of {name} does not fit after its redistribution")
+
+    def compute(self, step: Step) -> None:
+        """Compute every launch. Writes nothing."""
+        for launch in self._by_kind.values():
+            launch.compute(step)
 
     def run(self) -> None:
         """Run every launch. Ctrl-C cannot leave some parameters updated and others not."""
@@ -295,6 +273,7 @@ class TableLaunch:
     """
 
     is_atomic = True
+    reducer: Reducer | None = None
 
     def __init__(self, kind: Kind, chunk: int = 1) -> None:
         self.kind = kind
@@ -318,21 +297,31 @@ class TableLaunch:
 
     def compute(self, step: Step) -> None:
         """See Launch.compute."""
-        self._size = self.table.workspace_bytes(len(step.groups))
-        self._capturing = is_capturing(self.kind.device)
+        self._begin(len(step.groups))
         if not self.table.is_active():
             return
         if not self.kind.counts_on_device:
-            if step.overflows:
+            if step.overflows or (self.reducer is None and step.is_skipped):
                 self.table.release()
             else:
-                self.table.compute(step.numbers, step.host_scale, None)
+                clip = self._clip(step)
+                self.table.compute(step.numbers, step.host_scale, None, self._capturing, clip)
             return
         scaling = (
             number if number is None else self._on_device(number)
             for number in (step.grad_scale, step.found_inf)
         )
-        self.table.compute(step.numbers, *scaling, self._capturing)
+        self.table.compute(step.numbers, *scaling, self._capturing, self._clip(step))
+
+    def _clip(self, step: Step) -> Any:
+        """The clip coefficient, or the Clip on the device."""
+        if self.reducer is not None and step.clip is not None:
+            return step.clip_on(self.kind.device)
+        return None if step.host_clip is None else step.host_clip.coefficient
+
+    def _begin(self, groups: int) -> None:
+        self._size = self.table.workspace_bytes(groups)
+        self._capturing = is_capturing(self.kind.device)
 
     def _on_device(self, number: Tensor) -> Tensor:
         return number.detach().to(self.kind.device, torch.float32, non_blocking=True)

@@ -1,6 +1,7 @@
 """The Triton backend: runs the kernels of triton_kernels."""
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,9 +10,33 @@ from torch import Tensor
 
 from ..extension import unavailable_reason
 from ..tensors import has_own_memory
-from .launches import Kind, TableLaunch, Workspace, as_current, current_stream
+from .launches import Kind, Reducer, TableLaunch, Workspace, as_current, current_stream
+from .step import Step
 
 _OLDEST = (3, 6)
+
+
+class TritonReducer:
+    """See Reducer."""
+
+    def fold(self, numbers: Tensor) -> Tensor:
+        """See Reducer.fold."""
+        with as_current(numbers.device):
+            make = Workspace(numbers.device).make
+            total: Tensor = _sums().fold(numbers, lambda count: make(8 * count).view(torch.float64))
+        return total
+
+    def clip(
+        self,
+        square_sum: Tensor,
+        grad_scale: Tensor | None,
+        failed: Tensor | None,
+        options: tuple[float, float, bool],
+        state: Tensor,
+    ) -> None:
+        """See Reducer.clip."""
+        with as_current(state.device):
+            _sums().clip(square_sum, grad_scale, failed, options, state)
 
 
 class TritonLaunch(TableLaunch):
@@ -24,6 +49,7 @@ class TritonLaunch(TableLaunch):
         RuntimeError: A kernel cannot be compiled for the device.
     """
 
+    reducer: Reducer | None = TritonReducer()
     is_atomic = False  # Python counts the step after it has run the kernels
 
     def __init__(self, kind: Kind) -> None:
@@ -35,9 +61,36 @@ class TritonLaunch(TableLaunch):
         with as_current(kind.device):
             self._kernels = kernels.CompiledKernels(kind.device, dtypes, amsgrad, counter)
         self._workspace = Workspace(kind.device)
+        self._scratch = Workspace(kind.device)
+        self._prepared: Any = None  # the upload of a step whose norm has been taken
+        self._clipping: Tensor | None = None
         self._upload: Any = None  # knows the content of the workspace
         self._staging: Tensor | None = None  # for the next capture
         self._graph_staging: list[Tensor] = []  # read by replays of captured graphs
+
+    def sum_squares(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """See Launch.sum_squares."""
+        table = self.table
+        segments = table.segments
+        if not segments:
+            return
+        self._begin(len(first_of_group))
+        rows, sizes, numbers = table.fold_levels(first_of_group)
+        self._size += len(rows)
+        with as_current(self.kind.device):
+            upload = self._prepared = self._upload_of_step()
+            if self._capturing:
+                scratch = self._scratch.make(8 * numbers)
+            else:
+                scratch, _ = self._scratch.get(8 * numbers, current_stream(self.kind.device))
+            scratch = scratch[: 8 * numbers]
+            levels = rows, sizes
+            self._kernels.sum_squares(upload, segments, table.chunk_index, levels, scratch, sums)
+
+    def compute(self, step: Step) -> None:
+        """See Launch.compute."""
+        super().compute(step)
+        self._clipping = self._clip(step)
 
     def run(self) -> None:
         """See Launch.run."""
@@ -45,12 +98,18 @@ class TritonLaunch(TableLaunch):
         if not table.is_active():
             return
         with as_current(self.kind.device):
-            upload = self._captured_upload() if self._capturing else self._kept_upload()
+            upload = self._prepared or self._upload_of_step()
+            self._prepared = None
             host_table = table.options if self.kind.counts_on_device else table.coefficients
             table.start()
             if segments := table.segments:
-                self._kernels.run(upload, segments, host_table, table.chunk_index)
+                how = host_table, table.chunk_index, self._clipping
+                self._kernels.run(upload, segments, *how)
+            self._clipping = None
             table.finish()
+
+    def _upload_of_step(self) -> Any:
+        return self._captured_upload() if self._capturing else self._kept_upload()
 
     def _kept_upload(self) -> Any:
         size = self._kernels.workspace_bytes(self._size)
@@ -98,6 +157,13 @@ def _kernels() -> Any:
     from ..triton_kernels import compiled
 
     return compiled
+
+
+def _sums() -> Any:
+    """The module triton_kernels.sums."""
+    from ..triton_kernels import sums
+
+    return sums
 
 
 def is_interpreted() -> bool:

@@ -14,11 +14,12 @@ namespace radam::cuda {
 
 // The coefficients of the prologue; options in the order of option_names.
 py::tuple coefficients_of(double step, const std::array<double, kOptions>& numbers,
-                          double grad_scale) {
+                          double grad_scale, double clip_coefficient) {
   StepOptions options;
   static_assert(sizeof options == sizeof numbers);
   std::memcpy(&options, numbers.data(), sizeof options);
-  const StepCoefficients<double> c = coefficients(step_terms(step, options), options, grad_scale);
+  const StepCoefficients<double> c =
+      coefficients(step_terms(step, options), options, grad_scale, clip_coefficient);
   const Coefficients<double>& v = c.values;
   return py::make_tuple(v.grad_mul, v.l2, v.decay, v.one_minus_beta1, v.one_minus_beta2,
                         v.step_size, v.eps, static_cast<int>(c.update));
@@ -26,7 +27,7 @@ py::tuple coefficients_of(double step, const std::array<double, kOptions>& numbe
 
 void bind_tests(py::module_& m) {
   m.def("coefficients", &coefficients_of, py::arg("step"), py::arg("options"),
-        py::arg("grad_scale"));
+        py::arg("grad_scale"), py::arg("clip_coefficient") = 1.0);
   m.def("launches", &launches);
   py::enum_<Fault>(m, "Fault", py::module_local())
       .value("none", Fault::none)

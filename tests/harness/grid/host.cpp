@@ -53,6 +53,68 @@ void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArgum
   });
 }
 
+namespace {
+
+// A block folds the numbers of its threads, in descending order of the blocks.
+template <typename Number>
+void run_folds(std::int64_t blocks, const Number& number,
+               const std::function<void(std::int64_t, double)>& keep) {
+  for (std::int64_t block = blocks; block-- > 0;) {
+    double numbers[kSumThreads];
+    for (int t = kSumThreads; t-- > 0;) numbers[t] = number(block, t);
+    for (int width = kSumThreads / 2; width > 0; width /= 2) {
+      for (int t = 0; t < width; ++t) numbers[t] += numbers[t + width];
+    }
+    keep(block, numbers[0]);
+  }
+}
+
+template <typename G>
+void run_sums(const SumArguments& a, std::int64_t blocks) {
+  run_folds(
+      blocks, [&](std::int64_t block, int t) { return sum_thread<G>(a, block, t); },
+      [&](std::int64_t block, double sum) { a.sums[block] = sum; });
+}
+
+}  // namespace
+
+void sum(const Queue&, const SegmentTypes& types, const SumArguments& arguments,
+         std::int64_t blocks) {
+  enqueue([=, gradient = types.of[role::grad]] {
+    switch (gradient) {
+      case DType::float64:
+        return run_sums<double>(arguments, blocks);
+      case DType::float32:
+        return run_sums<float>(arguments, blocks);
+      case DType::bfloat16:
+        return run_sums<BFloat16>(arguments, blocks);
+      case DType::float16:
+        return run_sums<Half>(arguments, blocks);
+    }
+  });
+}
+
+void fold(const Queue&, const FoldArguments& arguments, std::int64_t blocks) {
+  enqueue([=] {
+    run_folds(
+        blocks,
+        [&](std::int64_t block, int t) {
+          return fold_thread(arguments, row_of(arguments, block), t);
+        },
+        [&](std::int64_t block, double sum) { arguments.to[row_of(arguments, block).to] = sum; });
+  });
+}
+
+void clip(const Queue&, const ClipArguments& arguments) {
+  enqueue([=] { clip_thread(arguments); });
+}
+
+void round(const Queue&, const RoundArguments& arguments) {
+  enqueue([=] {
+    run_threads(arguments.num_rows, [&](std::int64_t i) { round_thread(arguments, i); });
+  });
+}
+
 void run_blocks(void (*thread)(const StepArguments&, std::int64_t, int),
                 const StepArguments& arguments) {
   const int threads = the_fault == Fault::one_thread_less ? kThreads - 1 : kThreads;

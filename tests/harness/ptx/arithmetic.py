@@ -82,6 +82,15 @@ def extract_bits(a, start, length):
     return shift_right(a, start & 0xFF) & mask
 
 
+def extract_signed_bits(a, start, length):
+    """As extract_bits, with the sign of the highest extracted bit."""
+    start, length = np.minimum(start & 0xFF, 31), length & 0xFF
+    above = np.where(start + length < 32, 32 - length, 0)
+    found = a >> start.astype(np.int32)
+    kept = shift_right(shift_left(found, above), above)
+    return np.where(length == 0, np.int32(0), np.where(above > 0, kept, found)).astype(np.int32)
+
+
 def divide(a, b):
     """Integer division, rounded towards zero."""
     if (b == 0).any():

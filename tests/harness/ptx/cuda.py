@@ -9,7 +9,18 @@ from ..backends import use_extension
 from . import cuda_build
 from .backend import PtxBackend
 from .memory import Memory
-from .tables import SEGMENT, TABLES, add_arrays, arithmetic, index_of
+from .tables import (
+    CLIP,
+    COEFFICIENTS,
+    SEGMENT,
+    TABLES,
+    add_arrays,
+    add_clip,
+    add_folds,
+    add_gradients,
+    arithmetic,
+    index_of,
+)
 
 _THREADS = 128
 
@@ -30,6 +41,22 @@ PROLOGUE = np.dtype(
     [
         *(("segments", "u8"), ("num_segments", "i8"), ("options", "u8"), ("coefficients", "u8")),
         *(("step_is_float64", "?"), ("arithmetic_is_float64", "?"), ("padding", "u1", 6)),
+    ]
+)
+# The kernel arguments of csrc/cuda/sums.h.
+SUM = np.dtype([("table", STEP), ("sums", "u8"), ("padding", "u1", 8)])
+FOLD = np.dtype([("from", "u8"), ("rows", "u8"), ("to", "u8"), ("numel", "i8")])
+CLIP_ARGUMENTS = np.dtype(
+    [
+        *((name, "u8") for name in ("square_sum", "grad_scale", "failed")),
+        *((name, "f8") for name in ("max_norm", "skip_above", "skips_nonfinite")),
+        ("state", "u8"),
+    ]
+)
+ROUND = np.dtype(
+    [
+        *((name, "u8") for name in ("given", "clip", "coefficients")),
+        *(("num_rows", "i8"), ("arithmetic_is_float64", "?"), ("padding", "u1", 7)),
     ]
 )
 
@@ -89,18 +116,64 @@ class CudaPtx(PtxBackend):
         if kernel == "step":
             dtypes = tuple(list(cuda_build.TYPES.values())[ty] for ty in types)
             launch = partial(launch, dtypes, amsgrad)
+        elif kernel == "sum":
+            launch = partial(launch, tuple(list(cuda_build.TYPES.values())[ty] for ty in types))
         self.stream.enqueue(partial(launch, blocks, arguments))
 
     def _step(self, dtypes, amsgrad, blocks, arguments):
         [given] = np.frombuffer(arguments, STEP)
-        memory, num_segments = Memory(), int(given["num_segments"])
-        segments = given["few_segments"][:num_segments]
-        if at := int(given["segments"]):
-            segments = self.workspaces.segments(memory, at, num_segments)
+        memory = Memory()
+        segments = self._segments(memory, given)
         if at := int(given["coefficients"]):
             self.workspaces.coefficients(memory, at, segments, arithmetic(dtypes[0]))
         add_arrays(memory, segments, [dtype.itemsize for dtype in dtypes], amsgrad)
         self.step_kernel(dtypes, amsgrad).run(blocks, arguments, memory)
+
+    def _segments(self, memory, table):
+        """The segments of StepArguments."""
+        num_segments = int(table["num_segments"])
+        if at := int(table["segments"]):
+            return self.workspaces.segments(memory, at, num_segments)
+        return table["few_segments"][:num_segments]
+
+    def _sum(self, dtypes, blocks, arguments):
+        [given] = np.frombuffer(arguments, SUM)
+        memory = Memory()
+        add_gradients(memory, self._segments(memory, given["table"]), dtypes[1].itemsize)
+        self.workspaces.table(memory, "sums", int(given["sums"]), np.dtype("f8"), blocks, True)
+        self.sum_kernel(dtypes[1]).run(blocks, arguments, memory)
+
+    def sum_kernel(self, dtype):
+        """The kernel that sums the squares of gradients."""
+        return self.kernel_of(self._texts["sum", dtype], _THREADS)
+
+    def norm_kernel(self, name):
+        """A kernel that works on sums: fold, clip or round."""
+        return self.kernel_of(self._texts[name], 1 if name == "clip" else _THREADS)
+
+    def _fold(self, blocks, arguments):
+        [given] = np.frombuffer(arguments, FOLD)
+        memory = Memory()
+        add_folds(memory, self.workspaces, blocks, *map(int, given))
+        self.norm_kernel("fold").run(blocks, arguments, memory)
+
+    def _clip(self, blocks, arguments):
+        [given] = np.frombuffer(arguments, CLIP_ARGUMENTS)
+        memory = Memory()
+        names = "square_sum", "grad_scale", "failed", "state"
+        add_clip(memory, *(int(given[name]) for name in names))
+        self.norm_kernel("clip").run(blocks, arguments, memory)
+
+    def _round(self, blocks, arguments):
+        [given] = np.frombuffer(arguments, ROUND)
+        memory, rows = Memory(), int(given["num_rows"])
+        dtype = torch.float64 if given["arithmetic_is_float64"] else torch.float32
+        wide, narrow = COEFFICIENTS[torch.float64], COEFFICIENTS[dtype]
+        self.workspaces.table(memory, "given", int(given["given"]), wide, rows)
+        at = int(given["coefficients"])
+        self.workspaces.table(memory, "coefficients", at, narrow, rows, True)
+        memory.over_host("clip", int(given["clip"]), CLIP.itemsize, False)
+        self.norm_kernel("round").run(blocks, arguments, memory)
 
     def _upload(self, blocks, arguments):
         [given] = np.frombuffer(arguments, UPLOAD)

@@ -108,6 +108,8 @@ def texts():
                 *types, amsgrad = step.groups()
                 dtypes = tuple(TYPES[ty.rpartition(":")[2]] for ty in types)
                 found[dtypes, amsgrad in ("true", "1")] = head + kernel
+            elif sums := re.search(r"sum_kernel<(.+)>", name):
+                found["sum", TYPES[sums[1].rpartition(":")[2]]] = head + kernel
             else:
                 found[re.search(r"(\w+)_kernel\(", name)[1]] = head + kernel
     return found

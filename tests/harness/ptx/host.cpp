@@ -44,6 +44,23 @@ void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArgum
   launch("step", arguments, blocks, types, amsgrad);
 }
 
+void sum(const Queue&, const SegmentTypes& types, const SumArguments& arguments,
+         std::int64_t blocks) {
+  launch("sum", arguments, blocks, types);
+}
+
+void fold(const Queue&, const FoldArguments& arguments, std::int64_t blocks) {
+  launch("fold", arguments, blocks);
+}
+
+void clip(const Queue&, const ClipArguments& arguments) {
+  launch("clip", arguments, 1);
+}
+
+void round(const Queue&, const RoundArguments& arguments) {
+  launch("round", arguments, blocks_for(arguments.num_rows));
+}
+
 void bind_tests(py::module_& m) {
   m.def("set_launcher", [](py::object given) { launcher() = std::move(given); });
 }

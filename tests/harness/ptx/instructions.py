@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from .machine import BITS, DTYPES, PARAMETERS, SHARED, SHARED_STRIDE, UNSIGNED, PtxError
+from .machine import BITS, DTYPES, PARAMETERS, SHARED, SHARED_STRIDE, UNSIGNED, WARP, PtxError
 from .operations import OPERATIONS
 from .parsing import split
 
@@ -24,6 +24,8 @@ def translate(kernel, instruction):
         return _pack(kernel, name.removeprefix("mov."), *operands)
     if name == "bar.sync" and operands == ["0"]:
         return lambda threads, which: threads.barrier(which)
+    if name == "shfl.sync.bfly.b32" and operands[3:] == ["31", "-1"]:
+        return _shuffle(kernel, *operands[:3])
     if name not in OPERATIONS:
         raise PtxError("an instruction that is not known")
     result, types, function = OPERATIONS[name]
@@ -33,6 +35,23 @@ def translate(kernel, instruction):
     return lambda threads, which: write(
         threads, which, function(*[read(threads, which) for read in reads])
     )
+
+
+def _shuffle(kernel, destination, operand, lanes):
+    """The values of other lanes of the warp: those whose numbers differ in the bits of `lanes`."""
+    write, read = writer(kernel, destination, "b32"), reader(kernel, operand, "b32")
+    offset = _immediate(lanes, "u32")
+
+    def step(threads, which):
+        here = np.zeros(threads.n, bool)
+        here[which] = True
+        if threads.size % WARP or not here.reshape(-1, WARP)[here.reshape(-1, WARP).any(1)].all():
+            raise PtxError("not all lanes of a warp take part")
+        values = np.zeros(threads.n, UNSIGNED[32])
+        values[which] = read(threads, which)
+        write(threads, which, values[np.arange(threads.n) ^ offset][which])
+
+    return step
 
 
 def reader(kernel, operand, ty):

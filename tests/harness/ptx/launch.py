@@ -123,6 +123,7 @@ def run(
     kernel = program.kernel
     if kernel.threads is not None and threads > kernel.threads:
         raise PtxError(f"{threads} threads in a block, made for {kernel.threads}")
+    shared_bytes += kernel.shared_bytes
     if len(arguments) != kernel.param_bytes:
         raise PtxError(f"{len(arguments)} bytes of parameters for {kernel.param_bytes}")
     blocks = range(grid) if blocks is None else blocks

@@ -42,6 +42,12 @@ def _words(address, size):
     return start, max(WORD, -(-(address + size - start) // WORD) * WORD)
 
 
+def _once(word, values):
+    """Indices of the stores of one instruction, without repetitions of a value at one place."""
+    rows = np.column_stack([word.view(np.uint64), values.view(f"u{values.dtype.itemsize}")])
+    return np.sort(np.unique(rows, axis=0, return_index=True)[1])
+
+
 class Memory:
     """Disjoint regions; every other address is out of bounds."""
 
@@ -146,6 +152,9 @@ class Memory:
             if region.written is not None:
                 region.written.reshape(-1, size)[word] = True
             region.data.view(dtype).reshape(-1, lanes)[word] = values[which]
-            region.accesses.append(
-                Access(word, size, thread[which], interval[which], True, instruction)
-            )
+            writers, intervals = thread[which], interval[which]
+            if space == "shared":
+                # Triton lets the threads that hold copies of a value store all of them.
+                kept = _once(word, values[which])
+                word, writers, intervals = word[kept], writers[kept], intervals[kept]
+            region.accesses.append(Access(word, size, writers, intervals, True, instruction))

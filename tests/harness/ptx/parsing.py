@@ -30,7 +30,8 @@ class Instruction:
 class Kernel:
     name: str
     threads: int | None  # the most in a block
-    shared: list[str]  # names of the dynamic shared memory
+    shared: list[str]  # names of the shared memory
+    shared_bytes: int  # of which the module declares the size
     params: dict[str, tuple[int, int]] = field(default_factory=dict)  # offsets and sizes
     param_bytes: int = 0
     registers: dict[str, Register] = field(default_factory=dict)
@@ -53,10 +54,16 @@ def parse(text):
     if re.search(r"^\s*\.(?:visible\s+)?(?:global|const)\b", text, re.M):
         raise PtxError("variables of a module are not known")
     shared = re.findall(r"\.extern\s+\.shared[^;]*?([\w$]+)\[\]\s*;", text)
+    static = re.findall(r"^\.shared\s+\.align \d+ \.b8 ([\w$]+)\[(\d+)\];", text, re.M)
+    if len(shared) + len(static) > 1:
+        raise PtxError("several variables in shared memory are not known")
     kernels = {}
     for entry in re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", text):
         threads = re.search(r"\.(?:maxntid|reqntid)\s+(\d+)", entry[3])
-        kernel = kernels[entry[1]] = Kernel(entry[1], int(threads[1]) if threads else None, shared)
+        most = int(threads[1]) if threads else None
+        names = [*shared, *(name for name, _ in static)]
+        size = sum(int(size) for _, size in static)
+        kernel = kernels[entry[1]] = Kernel(entry[1], most, names, size)
         for declaration in split(entry[2]):
             _parse_parameter(kernel, " ".join(declaration.split()))
         _parse_body(kernel, text, entry.end())

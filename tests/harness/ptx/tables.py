@@ -30,8 +30,18 @@ COEFFICIENTS = {
 }
 OPTIONS = np.dtype(
     [(name, "f8") for name in OPTION_NAMES]
-    + [("lr_at", "u8"), ("lr_is_float64", "i8"), ("grad_scale_at", "u8"), ("found_inf_at", "u8")]
+    + [
+        ("lr_at", "u8"),
+        ("lr_is_float64", "i8"),
+        ("grad_scale_at", "u8"),
+        ("found_inf_at", "u8"),
+        ("clip_at", "u8"),
+    ]
 )
+
+FOLD_ROW = np.dtype([("first", "i8"), ("numel", "i8"), ("to", "i8")])
+CLIP = np.dtype([("norm", "f8"), ("coefficient", "f8"), ("skips", "f8")])
+CLIP_STATE = np.dtype([("clip", CLIP), ("skipped", "f8")])
 
 CHUNK = 1024  # elements per block
 
@@ -122,7 +132,34 @@ def add_arrays(memory, segments, sizes, amsgrad):
         for role, size in written.items():
             name = f"{role} of segment {number}"
             memory.over_host(name, int(row[role]), int(row["numel"]) * size, True)
-    _add_shared(memory, "gradients", [(int(r["grad"]), int(r["numel"]) * grad) for r in segments])
+    add_gradients(memory, segments, grad)
+
+
+def add_gradients(memory, segments, size):
+    """Add the gradients of every segment, of `size` bytes per element, as memory that is read."""
+    _add_shared(memory, "gradients", [(int(r["grad"]), int(r["numel"]) * size) for r in segments])
+
+
+def add_folds(memory, workspaces, programs, numbers, rows, to, numel):
+    """Add the memory of a kernel that folds numbers, given its arguments as addresses."""
+    if rows:
+        rows = workspaces.table(memory, "rows", rows, FOLD_ROW, programs)
+        numel = int((rows["first"] + rows["numel"]).max())
+        results = int(rows["to"].max()) + 1
+    else:
+        results = programs
+    if numbers == to:
+        memory.over_host("numbers", to, 8 * max(numel, results), True)
+    else:
+        memory.over_host("numbers", numbers, 8 * numel, False)
+        memory.over_host("results", to, 8 * results, True)
+
+
+def add_clip(memory, square_sum, grad_scale, failed, state):
+    """Add the memory of a kernel that computes a clip coefficient, given addresses or 0."""
+    memory.over_host("state", state, CLIP_STATE.itemsize, True)
+    numbers = (square_sum, 8), (grad_scale, 4), (failed, 8)
+    _add_shared(memory, "numbers on the device", [given for given in numbers if given[0]])
 
 
 def _add_numbers(memory, segments, options, counter_size):
@@ -133,6 +170,7 @@ def _add_numbers(memory, segments, options, counter_size):
     for row in options[np.unique(segments["options"])]:
         numbers.append((int(row["lr_at"]), 8 if row["lr_is_float64"] else 4))
         numbers += [(int(row[name]), 4) for name in ("grad_scale_at", "found_inf_at")]
+        numbers.append((int(row["clip_at"]), CLIP.itemsize))
     _add_shared(memory, "options on the device", [given for given in numbers if given[0]])
 
 

@@ -16,7 +16,17 @@ from triton.backends.compiler import GPUTarget
 from .backend import ARCHITECTURE, PtxBackend
 from .machine import PtxError
 from .memory import Memory
-from .tables import TABLES, Span, add_arrays, index_of
+from .tables import (
+    CLIP,
+    COEFFICIENTS,
+    TABLES,
+    Span,
+    add_arrays,
+    add_clip,
+    add_folds,
+    add_gradients,
+    index_of,
+)
 
 _STREAM = 4321
 _BYTES = {tl.float64: 8, tl.float32: 4, tl.bfloat16: 2, tl.float16: 2}
@@ -111,6 +121,32 @@ class Driver:
         workspaces.coefficients(memory, coefficients.address, segments, dtype)
         add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD)
 
+    def _sum_kernel(self, memory, programs, segments, index, index_shift, sums, G):
+        workspaces = self._backend.workspaces
+        count = (programs - 1 >> index_shift) + 2
+        entries = workspaces.table(memory, "index", index.address, np.dtype("i4"), count)
+        segments = workspaces.segments(memory, segments.address, int(entries[-1]) + 1)
+        add_gradients(memory, segments, _BYTES[G])
+        workspaces.table(memory, "sums", sums.address, np.dtype("f8"), programs, True)
+
+    def _fold_kernel(self, memory, programs, numbers, rows, to, numel, HAS_ROWS):
+        rows = rows.address if HAS_ROWS else 0
+        given = numbers.address, rows, to.address, numel
+        add_folds(memory, self._backend.workspaces, programs, *given)
+
+    def _clip_kernel(
+        self, memory, programs, square_sum, grad_scale, failed, state, HAS_SCALE, CAN_FAIL, **_
+    ):
+        scale, number = HAS_SCALE and grad_scale.address, CAN_FAIL and failed.address
+        add_clip(memory, square_sum.address, scale, number, state.address)
+
+    def _round_kernel(self, memory, programs, given, clip, coefficients):
+        workspaces = self._backend.workspaces
+        wide, narrow = COEFFICIENTS[torch.float64], COEFFICIENTS[coefficients.dtype]
+        workspaces.table(memory, "given", given.address, wide, programs)
+        workspaces.table(memory, "coefficients", coefficients.address, narrow, programs, True)
+        memory.over_host("clip", clip.address, CLIP.itemsize, False)
+
     def _prologue_kernel(self, memory, programs, segments, device_options, coefficients, S):
         allow = self._backend.workspaces.allow_prologue
         at = (pointer.address for pointer in (segments, device_options, coefficients))
@@ -121,7 +157,8 @@ def pack(kernel, arguments):
     """The parameters in Triton's layout: the arguments, then addresses of scratch memory."""
     sizes = [size for _, size in kernel.program.kernel.params.values()]
     assert sizes == [8] * (len(arguments) + 2), sizes
-    return struct.pack(f"{len(sizes)}Q", *arguments, 0, 0)
+    given = (struct.pack("d" if isinstance(a, float) else "Q", a) for a in (*arguments, 0, 0))
+    return b"".join(given)
 
 
 class Copy:

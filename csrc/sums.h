@@ -1,0 +1,111 @@
+// Sums of squares in float64, in an order that is the same on every backend: with any number of
+// threads, blocks or processes they have the same bits.
+//
+// 1,024 numbers are summed by folding: the second half is added to the first half, number by
+// number, then the second quarter to the first, until one is left. Missing numbers count as zeros.
+// A parameter is summed in chunks of 1,024 scalars in its memory order, then its chunks in chunks
+// of 1,024, and so on; then the parameters in the order of the groups in the same way.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "segments.h"
+
+namespace radam {
+
+constexpr std::int64_t kSumChunk = 1024;
+
+inline std::int64_t sum_chunks(std::int64_t numel) {
+  return (numel + kSumChunk - 1) / kSumChunk;
+}
+
+// The sum of at most kSumChunk numbers, which it overwrites.
+inline __attribute__((always_inline)) double fold(double* values, std::int64_t numel) {
+  if (numel == 0) return 0;
+  for (std::int64_t width = kSumChunk / 2; width > 0; width /= 2) {
+    double* __restrict to = values;
+    const double* __restrict from = values + width;
+    for (std::int64_t i = 0; i < numel - width; ++i) to[i] += from[i];
+    numel = numel < width ? numel : width;  // no function that the linker could share
+  }
+  return values[0];
+}
+
+// Numbers that are folded into one.
+struct FoldRow {
+  std::int64_t first;  // index of the first one
+  std::int64_t numel;  // at most kSumChunk
+  std::int64_t to;     // index of the result
+};
+
+// How a device sums the chunks of several parameters: in levels, each of which folds every
+// kSumChunk numbers of a parameter into one.
+struct FoldLevels {
+  std::vector<std::vector<FoldRow>> levels;
+  std::int64_t numbers = 0;  // of the chunks, followed by the results of all levels but the last
+};
+
+// first_chunks: of each parameter, and the number of all chunks. indices: of the parameters' sums.
+inline FoldLevels fold_levels(const std::vector<std::int64_t>& first_chunks,
+                              const std::vector<std::int64_t>& indices) {
+  FoldLevels result;
+  std::vector<std::int64_t> firsts(first_chunks.begin(), first_chunks.end() - 1), counts;
+  for (std::size_t i = 0; i + 1 < first_chunks.size(); ++i) {
+    counts.push_back(first_chunks[i + 1] - first_chunks[i]);
+  }
+  result.numbers = first_chunks.back();
+  bool is_last = false;
+  while (!is_last) {
+    is_last = std::all_of(counts.begin(), counts.end(),
+                          [](std::int64_t count) { return count <= kSumChunk; });
+    std::vector<FoldRow> rows;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      const std::int64_t first = firsts[i], count = counts[i];
+      const std::int64_t chunks = std::max<std::int64_t>(sum_chunks(count), 1);
+      firsts[i] = result.numbers;
+      counts[i] = chunks;
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const std::int64_t done = chunk * kSumChunk;
+        rows.push_back({first + done, std::min(kSumChunk, count - done),
+                        is_last ? indices[i] : result.numbers++});
+      }
+    }
+    result.levels.push_back(std::move(rows));
+  }
+  return result;
+}
+
+// The memory of the sums of a launch, kept between steps.
+struct SumMemory {
+  std::vector<std::int64_t> first_chunks;
+  std::vector<double> partial;
+};
+
+// The index of the first chunk of each segment, and the number of all chunks. is_padded: whether
+// segments begin at whole chunks.
+inline void find_first_chunks(const std::vector<Segment>& segments, bool is_padded,
+                              std::vector<std::int64_t>& first_chunks) {
+  first_chunks.resize(segments.size() + 1);
+  first_chunks[0] = 0;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    if (is_padded) first_chunks[i] = segments[i].first / kSumChunk;
+    first_chunks[i + 1] = first_chunks[i] + sum_chunks(segments[i].numel);
+  }
+}
+
+// The sum of any number of numbers, which it overwrites.
+inline double fold_all(double* values, std::int64_t numel) {
+  while (numel > kSumChunk) {
+    const std::int64_t chunks = sum_chunks(numel);
+    for (std::int64_t i = 0; i < chunks; ++i) {
+      const std::int64_t first = i * kSumChunk;
+      values[i] = fold(values + first, std::min(kSumChunk, numel - first));
+    }
+    numel = chunks;
+  }
+  return fold(values, numel);
+}
+
+}  // namespace radam
