@@ -21,14 +21,20 @@ from .machine import gpu, machine
 from .rivals import (
     ADAMW,
     CAPTURABLE,
+    CLIP_ADAMW,
+    CLIPPED,
+    CLIPPED_TRITON,
     COMPILED,
     FLAT,
     FOREACH,
     FUSED_ADAMW,
+    ONE_LAUNCH,
     OURS,
     REPLAYED,
     REPLAYED_TRITON,
     ROUGHLY,
+    SCALED,
+    SCALED_ADAMW,
     TRITON,
     SharedRivals,
     bytes_per_element,
@@ -77,6 +83,16 @@ CASES |= {
     )
     for name in (FLAT_1B, GPT2_XL)
 }
+CLIPPING = ", clipped"
+CASES |= {
+    f"{name}{CLIPPING}": CASES[name]._replace(
+        rivals=(
+            *(OURS, CLIPPED, CLIPPED_TRITON, CLIP_ADAMW, ONE_LAUNCH),
+            *(SCALED, SCALED_ADAMW, FUSED_ADAMW),
+        )
+    )
+    for name in (GPT2_XL, MANY)
+}
 # Last, because compilation takes long.
 COMPILED_CASES = {
     f"{name}, compiled": CASES[name]._replace(rivals=(OURS, COMPILED))
@@ -92,6 +108,9 @@ TARGETS = [
     Target(MANY, OURS, FUSED_ADAMW, 0.20, clock="host"),
     Target(FLAT_1B, OURS, ROUGHLY, 1.02),
     *(Target(case, TRITON, OURS, 1.05) for case in (FLAT_1B, LLAMA)),
+    Target(f"{GPT2_XL}{CLIPPING}", CLIPPED, CLIP_ADAMW, 0.82),
+    Target(f"{GPT2_XL}{CLIPPING}", SCALED, SCALED_ADAMW, 0.88),
+    Target(f"{GPT2_XL}{CLIPPING}", CLIPPED, ONE_LAUNCH, 0.90),
 ]
 
 CLOCKS: dict[str, Clock] = {"device": device_clock, "host": enqueue_clock}

@@ -24,6 +24,12 @@ REPLAYED = f"{OURS} in a CUDA graph"
 REPLAYED_TRITON = f"{OURS} by Triton in a CUDA graph"
 ROUGHLY = f"{OURS} contracted, rough division"
 FOREACH = "torch RAdam foreach"
+CLIPPED = f"{OURS} max_grad_norm"
+CLIPPED_TRITON = f"{TRITON} max_grad_norm"
+CLIP_ADAMW = f"clip_grad_norm_, {FUSED_ADAMW}"
+ONE_LAUNCH = f"norm in one launch, foreach scale, {FUSED_ADAMW}"
+SCALED = f"{OURS} fused=True max_grad_norm, GradScaler"
+SCALED_ADAMW = f"unscale_, clip_grad_norm_, {FUSED_ADAMW}, GradScaler"
 COMPILED = "torch.compile of RAdam"
 
 
@@ -108,7 +114,8 @@ class SharedRivals(SharedTensors):
     """Optimizers of the benchmark on a GPU, on shared tensors."""
 
     def _ours(self, backend: str, **options: Any) -> Step:
-        counter = self.device if options.get("capturable") else "cpu"
+        on_device = options.get("capturable") or options.get("fused")
+        counter = self.device if on_device else "cpu"
         optimizer = FusedRAdam(self.params, backend=backend, **options)
         return self.share(optimizer, torch.float32, counter)
 
@@ -136,6 +143,48 @@ class SharedRivals(SharedTensors):
         step = self._ours("cuda")
         variant.take_first_step(step, variant.ROUGHLY)
         return step
+
+    def _clip_torch(self) -> Step:
+        step = self._torch(torch.optim.AdamW, self.device, fused=True)
+
+        def clip_and_step() -> None:
+            torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            step()
+
+        return clip_and_step
+
+    def _one_launch(self) -> Step:
+        from .one_launch import Clipper
+
+        clipper = Clipper([p.grad for p in self.params if p.grad is not None])
+        step = self._torch(torch.optim.AdamW, self.device, fused=True)
+
+        def clip_and_step() -> None:
+            clipper.clip(1.0)
+            step()
+
+        return clip_and_step
+
+    def _scaled(self, clips_itself: bool) -> Step:
+        """A step by torch.amp.GradScaler, whose scale changes no value of the gradients."""
+        options = {"growth_interval": 10**9, "init_scale": 1.0}
+        scaler = torch.amp.GradScaler(self.device.partition(":")[0], **options)
+        scaler.scale(torch.ones((), device=self.device))
+        step = (
+            self._ours("cuda", fused=True, max_grad_norm=1.0)
+            if clips_itself
+            else self._torch(torch.optim.AdamW, self.device, fused=True)
+        )
+        optimizer = step.__self__  # type: ignore[attr-defined]
+
+        def scale_and_step() -> None:
+            if not clips_itself:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+
+        return scale_and_step
 
     def _torch(
         self, cls: type[torch.optim.Optimizer], counter: str = "cpu", **options: Any
@@ -167,6 +216,12 @@ class SharedRivals(SharedTensors):
             ),
             FUSED_ADAMW: lambda: self._torch(optim.AdamW, device, fused=True),
             "apex FusedAdam": self._apex,
+            CLIPPED: lambda: self._ours("cuda", max_grad_norm=1.0),
+            CLIPPED_TRITON: lambda: self._ours("triton", max_grad_norm=1.0),
+            CLIP_ADAMW: self._clip_torch,
+            ONE_LAUNCH: self._one_launch,
+            SCALED: lambda: self._scaled(True),
+            SCALED_ADAMW: lambda: self._scaled(False),
         }
         return makers[name]()
 
@@ -179,4 +234,7 @@ def bytes_per_element(name: str, dtype: torch.dtype) -> int:
     """Bytes that a step must move per element: parameter and moments twice, the gradient once."""
     ours = name.startswith((OURS, ADAMW))
     moment = torch.float32.itemsize if ours else dtype.itemsize
-    return 3 * dtype.itemsize + 4 * moment
+    # A norm reads the gradients once more; to scale them reads and writes them.
+    more = 1 if name in (CLIPPED, CLIPPED_TRITON, SCALED) else 3
+    clips = "clip_grad_norm_" in name or "max_grad_norm" in name or name == ONE_LAUNCH
+    return (3 + more * clips) * dtype.itemsize + 4 * moment

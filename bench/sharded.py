@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ TARGETS = [
 ]
 
 
-def _parameters(shapes: Shapes, mesh: DeviceMesh | None) -> list[torch.nn.Parameter]:
+def shards(shapes: Shapes, mesh: DeviceMesh | None) -> list[torch.nn.Parameter]:
     """Shards with gradients: DTensors or, without a mesh, plain tensors."""
     generator = torch.Generator().manual_seed(dist.get_rank())
 
@@ -60,15 +61,16 @@ def _parameters(shapes: Shapes, mesh: DeviceMesh | None) -> list[torch.nn.Parame
     return params
 
 
-def _steps(shapes: Shapes, mesh: DeviceMesh) -> dict[str, Step]:
+def sharded_steps(shapes: Shapes, mesh: DeviceMesh) -> dict[str, Step]:
+    """The steps of this benchmark, by name."""
     optim = torch.optim
     return {
-        OURS: FusedRAdam(_parameters(shapes, mesh), backend="cpu").step,
-        PLAIN: FusedRAdam(_parameters(shapes, None), backend="cpu").step,
-        FUSED_ADAMW: optim.AdamW(_parameters(shapes, mesh), fused=True).step,
-        f"{FUSED_ADAMW} on plain tensors": optim.AdamW(_parameters(shapes, None), fused=True).step,
-        FOREACH: optim.RAdam(_parameters(shapes, mesh), foreach=True).step,
-        RADAM: optim.RAdam(_parameters(shapes, mesh), foreach=False).step,
+        OURS: FusedRAdam(shards(shapes, mesh), backend="cpu").step,
+        PLAIN: FusedRAdam(shards(shapes, None), backend="cpu").step,
+        FUSED_ADAMW: optim.AdamW(shards(shapes, mesh), fused=True).step,
+        f"{FUSED_ADAMW} on plain tensors": optim.AdamW(shards(shapes, None), fused=True).step,
+        FOREACH: optim.RAdam(shards(shapes, mesh), foreach=True).step,
+        RADAM: optim.RAdam(shards(shapes, mesh), foreach=False).step,
         LIMIT: limit(new_arrays(elements(shapes) // PROCESSES)),
     }
 
@@ -86,7 +88,12 @@ def _shared_clock(step: Step) -> Timer:
     return timer
 
 
-def _time_in_process(rank: int, shapes: Shapes, rounds: int, title: str, folder: str) -> None:
+Steps = Callable[[Shapes, DeviceMesh], dict[str, Step]]
+
+
+def _time_in_process(
+    rank: int, steps: Steps, shapes: Shapes, rounds: int, title: str, folder: str
+) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if rank > 0:
@@ -94,17 +101,19 @@ def _time_in_process(rank: int, shapes: Shapes, rounds: int, title: str, folder:
     store = dist.FileStore(f"{folder}/store", PROCESSES)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
     mesh = init_device_mesh("cpu", (PROCESSES,))
-    found = interleave(_steps(shapes, mesh), rounds, title, _shared_clock)
+    found = interleave(steps(shapes, mesh), rounds, title, _shared_clock)
     if rank == 0:
         seconds = {name: timing._asdict() for name, timing in found.items()}
         (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
     dist.destroy_process_group()
 
 
-def time_shapes(shapes: Shapes, rounds: int, title: str) -> dict[str, Any]:
-    """Time every optimizer in new processes, each of one thread."""
+def time_shapes(
+    shapes: Shapes, rounds: int, title: str, steps: Steps = sharded_steps
+) -> dict[str, Any]:
+    """Time every step that a function makes, in new processes, each of one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = shapes, rounds, title, folder
+        arguments = steps, shapes, rounds, title, folder
         torch.multiprocessing.spawn(_time_in_process, arguments, nprocs=PROCESSES)  # type: ignore[no-untyped-call]
         return json.loads((Path(folder) / "seconds.json").read_text())  # type: ignore[no-any-return]
 

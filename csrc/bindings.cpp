@@ -24,36 +24,60 @@ radam::Range numbers_on_host(const py::object& tensor) {
   return range;
 }
 
+// Where the sums of a launch belong among those of all parameters.
+struct Sums {
+  std::vector<std::int64_t> indices;
+  std::vector<double> found;
+  double* to;
+
+  Sums(const radam::TensorTable& table, const std::vector<std::int64_t>& first_of_group,
+       const py::object& sums)
+      : indices(table.indices(first_of_group)), found(indices.size()) {
+    const radam::Range range = numbers_on_host(sums);
+    to = static_cast<double*>(range.address);
+    const auto last = std::max_element(indices.begin(), indices.end());
+    if (indices.size() != table.work().segments.size() ||
+        (last != indices.end() && *last >= range.numel)) {
+      throw std::invalid_argument("the table was not read for these sums");
+    }
+  }
+
+  void keep() const {
+    for (std::size_t i = 0; i < found.size(); ++i) to[indices[i]] = found[i];
+  }
+};
+
+// sums: None, or receives the sum of the squares of the differences to each parameter.
 void cpu_step(radam::TensorTable& table, int threads, const std::string& instruction_set,
-              std::optional<bool> prefetch) {
+              std::optional<bool> prefetch, const std::vector<std::int64_t>& first_of_group,
+              const py::object& sums) {
   if (table.device().type != radam::dlpack::kCPU) {
     throw std::invalid_argument("cpu_step: the tensors are on a device, expected CPU tensors");
   }
+  std::optional<Sums> kept;
+  if (!sums.is_none()) kept.emplace(table, first_of_group, sums);
   radam::run_launch(table, [&](const radam::Work& work) {
-    radam::cpu::step(work, threads, instruction_set, prefetch);
+    radam::cpu::step(work, threads, instruction_set, prefetch, table.sum_memory(),
+                     kept ? kept->found.data() : nullptr);
   });
+  if (kept) kept->keep();
 }
 
-// Adds the sum of the squares of each parameter's gradient to float64 numbers of the host, one for
-// each parameter of all groups. first_of_group: the index of the first one of each group.
+// Writes the sum of the squares of each parameter's gradient to float64 numbers of the host, one
+// for each parameter of all groups. first_of_group: the index of the first one of each group.
 void cpu_sum_squares(radam::TensorTable& table, const std::vector<std::int64_t>& first_of_group,
                      const py::object& sums, int threads, const std::string& instruction_set) {
-  const std::vector<std::int64_t> indices = table.indices(first_of_group);
-  const radam::Range to = numbers_on_host(sums);
-  std::vector<double> found(indices.size());
-  if (!indices.empty()) {
-    if (table.device().type != radam::dlpack::kCPU ||
-        found.size() != table.work().segments.size() ||
-        *std::max_element(indices.begin(), indices.end()) >= to.numel) {
-      throw std::invalid_argument("cpu_sum_squares: the table is not one of the sums");
-    }
+  Sums kept(table, first_of_group, sums);
+  if (kept.indices.empty()) return;
+  if (table.device().type != radam::dlpack::kCPU) {
+    throw std::invalid_argument("cpu_sum_squares: the tensors are on a device");
+  }
+  {
     const py::gil_scoped_release release;
     radam::cpu::sum_squares(table.work(), threads, instruction_set, table.sum_memory(),
-                            found.data());
+                            kept.found.data());
   }
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    static_cast<double*>(to.address)[indices[i]] = found[i];
-  }
+  kept.keep();
 }
 
 // The sum of float64 numbers of the host, in the order of sums.h.
@@ -172,7 +196,8 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
         py::arg("strides"));
   m.def("instruction_sets", &radam::cpu::instruction_sets);
   m.def("cpu_step", &cpu_step, py::arg("table"), py::arg("threads"), py::arg("instruction_set"),
-        py::arg("prefetch") = py::none());
+        py::arg("prefetch") = py::none(), py::arg("first_of_group") = std::vector<std::int64_t>(),
+        py::arg("sums") = py::none());
   m.def("cpu_sum_squares", &cpu_sum_squares, py::arg("table"), py::arg("first_of_group"),
         py::arg("sums"), py::arg("threads"), py::arg("instruction_set"));
   m.def("fold", &fold, py::arg("numbers"));

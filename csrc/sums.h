@@ -77,6 +77,19 @@ inline FoldLevels fold_levels(const std::vector<std::int64_t>& first_chunks,
   return result;
 }
 
+// The sum of any number of numbers, which it overwrites.
+inline double fold_all(double* values, std::int64_t numel) {
+  while (numel > kSumChunk) {
+    const std::int64_t chunks = sum_chunks(numel);
+    for (std::int64_t i = 0; i < chunks; ++i) {
+      const std::int64_t first = i * kSumChunk;
+      values[i] = fold(values + first, std::min(kSumChunk, numel - first));
+    }
+    numel = chunks;
+  }
+  return fold(values, numel);
+}
+
 // The memory of the sums of a launch, kept between steps.
 struct SumMemory {
   std::vector<std::int64_t> first_chunks;
@@ -95,17 +108,10 @@ inline void find_first_chunks(const std::vector<Segment>& segments, bool is_padd
   }
 }
 
-// The sum of any number of numbers, which it overwrites.
-inline double fold_all(double* values, std::int64_t numel) {
-  while (numel > kSumChunk) {
-    const std::int64_t chunks = sum_chunks(numel);
-    for (std::int64_t i = 0; i < chunks; ++i) {
-      const std::int64_t first = i * kSumChunk;
-      values[i] = fold(values + first, std::min(kSumChunk, numel - first));
-    }
-    numel = chunks;
-  }
-  return fold(values, numel);
+inline void find_first_chunks(const std::vector<Segment>& segments, bool is_padded,
+                              SumMemory& memory) {
+  find_first_chunks(segments, is_padded, memory.first_chunks);
+  memory.partial.resize(static_cast<std::size_t>(memory.first_chunks.back()));
 }
 
 }  // namespace radam

@@ -68,7 +68,12 @@ def slice_of(
 ) -> Tensor: ...
 def instruction_sets() -> list[str]: ...
 def cpu_step(
-    table: TensorTable, threads: int, instruction_set: str, prefetch: bool | None = None
+    table: TensorTable,
+    threads: int,
+    instruction_set: str,
+    prefetch: bool | None = None,
+    first_of_group: Sequence[int] = (),
+    sums: Tensor | None = None,
 ) -> None: ...
 def cpu_sum_squares(
     table: TensorTable,
@@ -102,14 +107,22 @@ def cuda_clip(
 
 class CudaUpload:
     def __init__(self) -> None: ...
-    def step(self, table: TensorTable, workspace: Tensor, stream: int) -> None: ...
+    def step(
+        self,
+        table: TensorTable,
+        workspace: Tensor,
+        stream: int,
+        first_of_group: Sequence[int] = (),
+        sums: Tensor | None = None,
+        scratch: Tensor | None = None,
+    ) -> None: ...
     def forget_rows(self) -> None: ...
     def sum_squares(
         self,
         table: TensorTable,
+        workspace: Tensor,
+        stream: int,
         first_of_group: Sequence[int],
         sums: Tensor,
-        workspace: Tensor,
         scratch: Tensor,
-        stream: int,
     ) -> None: ...

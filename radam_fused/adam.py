@@ -74,6 +74,8 @@ class FusedAdam(FusedOptimizer):
         error_if_nonfinite: bool = False,
         skip_nonfinite: bool = False,
         skip_above: float | None = None,
+        track_update_norm: bool = False,
+        per_parameter_norms: bool = False,
         grad_norm_group: Any = None,
     ) -> None:
         _check_tensors(lr, betas, foreach, capturable)
@@ -137,6 +139,8 @@ class FusedAdamW(FusedAdam):
         error_if_nonfinite: bool = False,
         skip_nonfinite: bool = False,
         skip_above: float | None = None,
+        track_update_norm: bool = False,
+        per_parameter_norms: bool = False,
         grad_norm_group: Any = None,
     ) -> None:
         values = {**locals(), "decoupled_weight_decay": True}

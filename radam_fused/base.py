@@ -321,7 +321,7 @@ class FusedOptimizer(Clipping, Optimizer):
 
     def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         try:
-            given = grad_scale, found_inf, self._clip_settings()
+            given = grad_scale, found_inf, self._norm_settings()
             self._plan.step(self.param_groups, self.state, *given)
         except BaseException:
             self._plan.launches.release()

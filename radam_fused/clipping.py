@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .norms import ClipSettings, Norms
+from .norms import Norms, NormSettings
 from .options import OptionSet
 from .settings import DEFAULTS, Attribute
 
@@ -17,6 +17,8 @@ class Clipping:
     error_if_nonfinite = Attribute()
     skip_nonfinite = Attribute()
     skip_above = Attribute()
+    track_update_norm = Attribute()
+    per_parameter_norms = Attribute()
     grad_norm_group = Attribute()
     _norms: Norms
     _options: OptionSet  # of the class; of an optimizer that can skip steps, its own
@@ -44,15 +46,21 @@ class Clipping:
         """Whether a step can be skipped because of its norm."""
         return bool(self.skip_nonfinite) or self.skip_above is not None
 
-    def _clip_settings(self) -> ClipSettings | None:
-        """The settings of a step; None if it takes no norm."""
-        if self.max_grad_norm is None and not self._skips:
+    def _norm_settings(self) -> NormSettings | None:
+        """The norms that a step takes; None if it takes none."""
+        of_gradients = (
+            self.max_grad_norm is not None or self._skips or bool(self.per_parameter_norms)
+        )
+        if not of_gradients and not self.track_update_norm:
             return None
-        return ClipSettings(
+        return NormSettings(
+            of_gradients,
             inf if self.max_grad_norm is None else float(self.max_grad_norm),
             inf if self.skip_above is None else float(self.skip_above),
             self._skips,
             bool(self.error_if_nonfinite),
+            bool(self.track_update_norm),
+            bool(self.per_parameter_norms),
             self.grad_norm_group,
         )
 
@@ -64,7 +72,33 @@ class Clipping:
         several); None before the first step that takes a norm. Reading it does not wait. After a
         replay of a CUDA graph, it is the norm of the replay.
         """
-        return self._norms.grad_norm()
+        return self._norms.of_gradients.last()
+
+    @property
+    def update_norm(self) -> Tensor | None:
+        """The 2-norm of the differences that the last step made to the stored parameters.
+
+        0 if it was skipped; None without ``track_update_norm``. A tensor like `grad_norm`. A spike
+        of it precedes a spike of the loss.
+        """
+        return self._norms.of_update.last()
+
+    @property
+    def grad_norms(self) -> Tensor | None:
+        """The norm of each parameter's gradient, in the order of the groups.
+
+        A 1-d float64 tensor; 0 for a parameter without a gradient. None without
+        ``per_parameter_norms``.
+        """
+        return self._norms.of_gradients.last_each()
+
+    @property
+    def update_norms(self) -> Tensor | None:
+        """The norm of each parameter's update, in the order of the groups.
+
+        A tensor like `grad_norms`. None without ``per_parameter_norms`` and ``track_update_norm``.
+        """
+        return self._norms.of_update.last_each()
 
     @property
     def skipped_steps(self) -> Tensor:

@@ -1,6 +1,5 @@
-"""The norm of the gradients of a step: over launches, devices and processes."""
+"""The norms of a step: over launches, devices and processes."""
 
-from collections.abc import Iterable
 from itertools import accumulate
 from math import inf
 from typing import Any, NamedTuple
@@ -9,43 +8,114 @@ import torch
 from torch import Tensor
 
 from . import backends, rectification
-from .backends import Launch, Step, Workspace
-from .groups import params_of
+from .backends import Launches, Reducer, Step, Workspace
+from .backends.eager import norms_of
+from .groups import Groups, params_of
 from .spread import Spread
 from .state import CPU
 from .sums import fold
 
 
-class ClipSettings(NamedTuple):
-    """What a step does with the norm.
+class NormSettings(NamedTuple):
+    """The norms that a step takes, and what it does with that of the gradients.
 
     Attributes:
+        of_gradients: Whether it takes the norm of the gradients.
         max_norm: Largest norm after clipping; infinity for no clipping.
         skip_above: Largest norm of a step that is not skipped.
         skips_nonfinite: Whether a step with an infinite norm or NaN is skipped.
         raises: Whether it raises instead. Waits for the device.
-        over: A process group over which the gradients are spread besides, or None.
+        of_update: Whether it takes the norm of the update.
+        per_parameter: Whether it keeps the norms of each parameter.
+        beyond: A process group over which the parameters are spread besides, or None.
     """
 
+    of_gradients: bool
     max_norm: float
     skip_above: float
     skips_nonfinite: bool
     raises: bool
-    over: Any
+    of_update: bool
+    per_parameter: bool
+    beyond: Any
+
+
+class _Norm:
+    """The last norm of one kind, and its memory, which graphs write."""
+
+    def __init__(self) -> None:
+        self._sums: dict[torch.device, Tensor] = {}  # one number for each parameter
+        self._states: dict[torch.device, Tensor] = {}  # a Clip, and the number of skipped steps
+        self._each: dict[torch.device, Tensor] = {}  # the norms of the parameters
+        self._last: Tensor | float | None = None
+        self._last_each: Tensor | None = None
+
+    def sums(self, device: torch.device, count: int) -> Tensor:
+        """Zeros, for the sums of squares of the parameters."""
+        return self._kept(self._sums, device, count, False).zero_()
+
+    def state(self, device: torch.device) -> Tensor:
+        """Norm, coefficient, skips, and the number of skipped steps."""
+        return self._kept(self._states, device, 4, True)
+
+    def keep(self, norm: Tensor | float) -> None:
+        """Keep a norm: a number, or the state on a device."""
+        self._last = norm
+
+    def keep_each(self, sums: Tensor, scale: Tensor | float) -> None:
+        """Keep the norms of the parameters, given their sums of squares times the scale's."""
+        each = self._kept(self._each, sums.device, sums.numel(), True)
+        self._last_each = each.copy_(norms_of(sums, scale))
+
+    @staticmethod
+    def _kept(
+        kept: dict[torch.device, Tensor], device: torch.device, count: int, is_result: bool
+    ) -> Tensor:
+        found, is_captured = kept.get(device), backends.is_capturing(device)
+        if found is not None and found.numel() == count and (is_result or not is_captured):
+            return found
+        if is_result and is_captured:
+            raise RuntimeError(
+                "cannot capture this step: it is the first one that takes a norm. Run one before"
+            )
+        made = Workspace(device).make(8 * count).view(torch.float64).zero_()
+        if not is_captured:
+            kept[device] = made
+        return made
+
+    def last(self) -> Tensor | None:
+        """The last norm, a new 0-d tensor; None if there is none."""
+        if isinstance(self._last, Tensor):
+            return self._last[0].clone()
+        if self._last is None:
+            return None
+        return torch.tensor(self._last, dtype=torch.float64, device=CPU)
+
+    def last_each(self) -> Tensor | None:
+        """The last norms of the parameters, a new 1-d tensor; None if there are none."""
+        return None if self._last_each is None else self._last_each.clone()
+
+    def skipped(self) -> list[Tensor]:
+        """The number of steps that each device has skipped."""
+        return [state[3].long() for state in self._states.values()]
 
 
 class Norms:
-    """Takes the norms of an optimizer's steps. Keeps its memory between them."""
+    """Takes the norms of an optimizer's steps. Keeps its memory between them.
+
+    Attributes:
+        of_gradients: The norm of the gradients.
+        of_update: The norm of the update.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[torch.device, Tensor] = {}
-        self._norm: Tensor | float | None = None  # of the last step; on a device, with the rest
+        self.of_gradients = _Norm()
+        self.of_update = _Norm()
         self._skipped = 0  # steps, by the host
-        # On each device: the last Clip, and the number of skipped steps. Graphs write it.
-        self._states: dict[torch.device, Tensor] = {}
+        self._update_sums: dict[torch.device, Tensor] = {}
 
     def measure(
-        self, launches: Iterable[Launch], step: Step, settings: ClipSettings, spread: Spread
+        self, launches: Launches, step: Step, settings: NormSettings, spread: Spread
     ) -> None:
         """Take the norm of all gradients that the launches have read, for a step.
 
@@ -61,33 +131,34 @@ class Norms:
             RuntimeError: The norm is infinite or NaN and the settings forbid that, or another
                 process failed.
         """
-        sizes = [len(params_of(group)) for group in step.groups]
-        *first_of_group, count = accumulate(sizes, initial=0)
+        norm, (first_of_group, count) = self.of_gradients, _indices(step.groups)
         sums: dict[torch.device, Tensor] = {}
         for launch in launches:
             device = launch.kind.device
             if device not in sums:
-                sums[device] = self._zeros(device, count)
+                sums[device] = norm.sums(device, count)
             launch.sum_squares(sums[device], first_of_group)
-        home = next(((it.kind.device, it.reducer) for it in launches if it.reducer), (CPU, None))
-        device, reducer = home
-        numbers = sums.pop(device) if device in sums else self._zeros(device, count)
-        for others in sums.values():
-            numbers += others.to(device, non_blocking=True)
+        device, reducer = _home(launches)
+        numbers = _on_one_device(sums, device, norm, count)
         total, failed = spread.total(numbers, fold if reducer is None else reducer.fold)
         options = settings.max_norm, settings.skip_above, settings.skips_nonfinite
+        scale: Tensor | float = 1.0
         if reducer is None:
-            self._raise_if(failed)
-            grad_scale = 1.0 if step.host_scale is None else step.host_scale
-            clip = rectification.clip(total.item(), grad_scale, *options)
-            step.clip, self._norm = clip, clip.norm
+            if failed is not None and failed.item() > 0:
+                raise RuntimeError("another process failed to read its parameters for this step")
+            scale = 1.0 if step.host_scale is None else step.host_scale
+            clip = rectification.clip(total.item(), scale, *options)
+            step.clip = clip
+            norm.keep(clip.norm)
         else:
-            scale = step.grad_scale
-            if scale is not None:
-                scale = scale.detach().to(device, torch.float32, non_blocking=True)
-            state = self._state_on(device)
-            reducer.clip(total, scale, failed, options, state)
-            step.clip = self._norm = state
+            on_device = step.grad_scale
+            if on_device is not None:
+                scale = on_device = on_device.detach().to(device, torch.float32, non_blocking=True)
+            step.clip = norm.state(device)
+            reducer.clip(total, on_device, failed, options, step.clip)
+            norm.keep(step.clip)
+        if settings.per_parameter:
+            norm.keep_each(spread.each(numbers), scale)
         if settings.raises and not (step.host_clip and step.host_clip.norm < inf):
             raise RuntimeError(
                 "The total norm of order 2.0 for gradients from `parameters` is non-finite, so it "
@@ -97,40 +168,61 @@ class Norms:
         if reducer is None:
             self._skipped += step.is_skipped
 
-    @staticmethod
-    def _raise_if(failed: Tensor | None) -> None:
-        if failed is not None and failed.item() > 0:
-            raise RuntimeError("another process failed to read its parameters for this step")
+    def track(self, launches: Launches, groups: Groups) -> None:
+        """Let the launches sum the squares of the differences that they will make."""
+        first_of_group, count = _indices(groups)
+        self._update_sums = {}
+        for launch in launches:
+            device = launch.kind.device
+            if device not in self._update_sums:
+                self._update_sums[device] = self.of_update.sums(device, count)
+            launch.track(self._update_sums[device], first_of_group)
 
-    def _zeros(self, device: torch.device, count: int) -> Tensor:
-        sums = None if backends.is_capturing(device) else self._sums.get(device)
-        if sums is None or sums.numel() != count:
-            sums = Workspace(device).make(8 * count).view(torch.float64)
-            if not backends.is_capturing(device):
-                self._sums[device] = sums
-        return sums.zero_()
+    def finish(
+        self, launches: Launches, groups: Groups, settings: NormSettings, spread: Spread
+    ) -> None:
+        """Take the norm of the update, after the launches have run.
 
-    def _state_on(self, device: torch.device) -> Tensor:
-        if device not in self._states:
-            if backends.is_capturing(device):
-                raise RuntimeError(
-                    "cannot capture this step: it is the first one that takes a norm. Run one "
-                    "before"
-                )
-            self._states[device] = torch.zeros(4, dtype=torch.float64, device=device)
-        return self._states[device]
-
-    def grad_norm(self) -> Tensor | None:
-        """The norm of the last step; None if none was taken."""
-        if isinstance(self._norm, Tensor):
-            return self._norm[0].clone()
-        if self._norm is None:
-            return None
-        return torch.tensor(self._norm, dtype=torch.float64, device=CPU)
+        A collective operation, unless the parameters are local.
+        """
+        norm, (device, reducer) = self.of_update, _home(launches)
+        sums, self._update_sums = self._update_sums, {}
+        numbers = _on_one_device(sums, device, norm, _indices(groups)[1])
+        total, _ = spread.total(numbers, fold if reducer is None else reducer.fold)
+        if reducer is None:
+            norm.keep(rectification.clip(total.item()).norm)
+        else:
+            state = norm.state(device)
+            reducer.clip(total, None, None, (inf, inf, False), state)
+            norm.keep(state)
+        if settings.per_parameter:
+            norm.keep_each(spread.each(numbers), 1.0)
 
     def skipped_steps(self) -> Tensor:
         """The number of steps that were skipped because of their norm."""
-        counts = [state[3].long() for state in self._states.values()]
-        if not counts:
-            return torch.tensor(self._skipped, dtype=torch.int64, device=CPU)
-        return sum((count.to(counts[0].device) for count in counts[1:]), counts[0] + self._skipped)
+        total = torch.tensor(self._skipped, dtype=torch.int64, device=CPU)
+        for count in self.of_gradients.skipped():
+            total = total.to(count.device, non_blocking=True) + count
+        return total
+
+
+def _indices(groups: Groups) -> tuple[list[int], int]:
+    """The index of the first parameter of each group, and the number of all parameters."""
+    *first, count = accumulate((len(params_of(group)) for group in groups), initial=0)
+    return first, count
+
+
+def _home(launches: Launches) -> tuple[torch.device, Reducer | None]:
+    """The device that has the norm, and what computes it there; the CPU and None for the host."""
+    found = ((launch.kind.device, launch.reducer) for launch in launches if launch.reducer)
+    return next(found, (CPU, None))
+
+
+def _on_one_device(
+    sums: dict[torch.device, Tensor], device: torch.device, norm: _Norm, count: int
+) -> Tensor:
+    """The sums of all devices on one of them."""
+    numbers = sums.pop(device) if device in sums else norm.sums(device, count)
+    for others in sums.values():
+        numbers += others.to(device, non_blocking=True)
+    return numbers

@@ -131,6 +131,8 @@ class FusedRAdam(FusedOptimizer):
         error_if_nonfinite: bool = False,
         skip_nonfinite: bool = False,
         skip_above: float | None = None,
+        track_update_norm: bool = False,
+        per_parameter_norms: bool = False,
         grad_norm_group: Any = None,
     ) -> None:
         self._construct(params, locals(), flatten, backend)

@@ -21,7 +21,7 @@ from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
 from .groups import Groups, Place, States, given_name, name_of, params_of, with_gradient
-from .norms import ClipSettings, Norms
+from .norms import Norms, NormSettings
 from .options import OptionSet, warn_user
 from .overlap import Range, extent
 from .separation import are_apart, check_apart
@@ -100,7 +100,7 @@ class Plan:
         states: States,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
-        settings: ClipSettings | None = None,
+        settings: NormSettings | None = None,
     ) -> None:
         """Run one step. An error before the launches run leaves all tensors and states unchanged.
 
@@ -111,16 +111,20 @@ class Plan:
             found_inf: Nonzero if a gradient overflowed; the step is then skipped.
             settings: What the step does with the norm of the gradients; None: it takes no norm.
         """
-        must_join = settings is not None  # the processes that take the norm together
+        must_join = (
+            settings is not None and settings.of_gradients
+        )  # the processes that take the norm together
         try:
             self._read(groups, states, is_separate=settings is not None)
             step = Step(groups, self._options, self._numbers, grad_scale, found_inf)
             self.launches.place_gradients(step)
-            if settings is not None:
+            if settings is not None and settings.of_gradients:
                 spread = self._spread_of(groups, settings)
                 must_join = False
                 self._norms.measure(self.launches, step, settings, spread)
             self.launches.compute(step)
+            if settings is not None and settings.of_update:
+                self._norms.track(self.launches, groups)
         except BaseException as error:
             if must_join and settings is not None and isinstance(error, Exception):
                 with suppress(Exception):  # the first error counts
@@ -134,6 +138,9 @@ class Plan:
             raise
         self._added = []
         self.launches.run()
+        if settings is not None and settings.of_update:
+            spread = self._spread_of(groups, settings)
+            self._norms.finish(self.launches, groups, settings, spread)
         if self._numbers is not None:
             self._numbers.release()
 
@@ -144,10 +151,10 @@ class Plan:
             if is_new and states.get(param) is state:
                 del states[param]
 
-    def _spread_of(self, groups: Groups, settings: ClipSettings) -> Spread:
+    def _spread_of(self, groups: Groups, settings: NormSettings) -> Spread:
         """How the parameters are spread over processes."""
-        if self._spread is None or self._spread.beyond is not settings.over:
-            self._spread = Spread(groups, settings.over)
+        if self._spread is None or self._spread.beyond is not settings.beyond:
+            self._spread = Spread(groups, settings.beyond)
         return self._spread
 
     def _read(self, groups: Groups, states: States, is_separate: bool) -> None:

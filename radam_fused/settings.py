@@ -61,6 +61,22 @@ SETTINGS = (
         is_fixed=True,
     ),
     Setting(
+        "track_update_norm",
+        False,
+        "Take the 2-norm of the differences that a step makes to the stored parameters, in the "
+        "step itself: ``update_norm``.",
+        flag("track_update_norm"),
+        is_fixed=True,
+    ),
+    Setting(
+        "per_parameter_norms",
+        False,
+        "Keep the norm of each parameter's gradient: ``grad_norms``; and, with "
+        "``track_update_norm``, of its update: ``update_norms``.",
+        flag("per_parameter_norms"),
+        is_fixed=True,
+    ),
+    Setting(
         "grad_norm_group",
         None,
         "A process group over which the gradients are spread although they are no DTensors, as "

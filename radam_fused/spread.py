@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .dtensors import is_dtensor, local
 from .groups import Groups, params_of
+from .sums import fold_rows
 
 Fold = Callable[[Tensor], Tensor]  # the sum of a 1-d float64 tensor, as a 0-d one
 
@@ -86,12 +87,27 @@ class Spread:
             totals = [fold(torch.where(mask, sums, 0.0)) for mask in self._masks_on(sums.device)]
         if self.is_local:
             return _in_order(totals), None
-        return self._exchange(totals, torch.zeros_like(totals[0]), fold)
+        return self._exchange(totals, torch.zeros_like(totals[0]))
+
+    def each(self, sums: Tensor) -> Tensor:
+        """The sum of each parameter over the processes that have parts of it.
+
+        A collective operation, unless `is_local`.
+
+        Args:
+            sums: One number for each parameter; 1-d float64.
+        """
+        masks = [] if len(self._classes) < 2 else self._masks_on(sums.device)
+        for over, members in self._exchanges:
+            summed = self._sum_over(over, sums)
+            for i in members:
+                sums = torch.where(masks[i], summed, sums) if masks else summed
+        return sums if self.beyond is None else self._sum_over(self.beyond, sums)
 
     def fail(self) -> None:
         """Take part in the operations of `total`, to tell the other processes of an error."""
         zero = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._exchange([zero] * max(1, len(self._classes)), zero + 1, lambda numbers: numbers.sum())
+        self._exchange([zero] * max(1, len(self._classes)), zero + 1)
 
     def _masks_on(self, device: torch.device) -> list[Tensor]:
         if device not in self._masks:
@@ -100,30 +116,27 @@ class Spread:
             self._masks[device] = found
         return self._masks[device]
 
-    def _exchange(
-        self, totals: list[Tensor], failed: Tensor, fold: Fold
-    ) -> tuple[Tensor, Tensor | None]:
+    def _exchange(self, totals: list[Tensor], failed: Tensor) -> tuple[Tensor, Tensor]:
         for over, members in self._exchanges:
-            failed, *summed = self._sum_over(over, [failed, *(totals[i] for i in members)], fold)
+            numbers = torch.stack([failed, *(totals[i] for i in members)])
+            failed, *summed = self._sum_over(over, numbers)
             for i, number in zip(members, summed, strict=True):
                 totals[i] = number
         total = _in_order(totals)
         if self.beyond is not None:
-            failed, total = self._sum_over(self.beyond, [failed, total], fold)
+            failed, total = self._sum_over(self.beyond, torch.stack([failed, total]))
         return total, failed
 
-    def _sum_over(self, over: Any, numbers: Sequence[Tensor], fold: Fold) -> list[Tensor]:
-        """Sums over the processes of a group, in the order of their ranks."""
+    def _sum_over(self, over: Any, numbers: Tensor) -> Tensor:
+        """Sums of each number over the processes of a group, in the order of their ranks."""
         from torch import distributed
 
-        given = torch.stack(list(numbers))
-        sent = given.to(self._device)
+        sent = numbers.to(self._device)
         _check_backend(over, sent.device)
         size = distributed.get_world_size(over)
         found = sent.new_empty(size * sent.numel())
         distributed.all_gather_into_tensor(found, sent, group=over)
-        by_number = found.view(size, -1).t().contiguous().to(given.device)
-        return [fold(row) for row in by_number]
+        return fold_rows(found.view(size, -1).to(numbers.device))
 
 
 def _in_order(numbers: Sequence[Tensor]) -> Tensor:

@@ -42,6 +42,23 @@ def fold_in_torch(numbers: Tensor) -> Tensor:
             return numbers[0]
 
 
+def fold_rows(rows: Tensor) -> Tensor:
+    """The sum of each column, in the order of `fold`.
+
+    Args:
+        rows: 2-d float64 tensor, of at least one row.
+    """
+    count = rows.shape[0]
+    width = 1
+    while 2 * width < count:
+        width *= 2
+    while count > 1:
+        pairs = rows[: count - width] + rows[width:count]
+        rows, count = torch.cat([pairs, rows[count - width : width]]), width
+        width //= 2
+    return rows[0]
+
+
 def sum_squares(tensor: Tensor, like: Tensor) -> Tensor:
     """The sum of the squares of a tensor's elements, in float64.
 

@@ -13,7 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from radam_fused.backends.cpu import CpuLaunch, instruction_sets
 
 from .harness import helpers
-from .harness.backends import DEVICE_BACKENDS, IS_REHEARSAL, CudaGrid
+from .harness.backends import DEVICE_BACKENDS, IS_REHEARSAL, CudaGrid, cuda_ptx, triton_ptx
 
 settings.register_profile(
     "suite", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -97,6 +97,12 @@ def gpu(request, monkeypatch):
 def host_backend(request, monkeypatch):
     """Every device backend on the host."""
     return DEVICE_BACKENDS[request.param](monkeypatch)
+
+
+@pytest.fixture(params=[cuda_ptx, triton_ptx], ids=["cuda-ptx", "triton-ptx"])
+def ptx(request, monkeypatch):
+    """A device backend, executed from its PTX."""
+    return request.param(monkeypatch)
 
 
 @pytest.fixture

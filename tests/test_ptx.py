@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from .harness import backends
 from .harness.helpers import gradients, launches_of, parameters
 from .harness.ptx import Memory, PtxError, mutants
 from .harness.ptx.cases import DTYPES, ROLES, Pair, Row, every_way
@@ -36,26 +37,9 @@ def names(dtypes):
     return "-".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def cuda(monkeypatch):
-    return CudaPtx(monkeypatch)
-
-
-def triton(monkeypatch):
-    pytest.importorskip("triton")
-    from .harness.ptx.triton import TritonPtx
-
-    return TritonPtx(monkeypatch)
-
-
-@pytest.fixture(params=[cuda, triton], ids=["cuda-ptx", "triton-ptx"])
-def ptx(request, monkeypatch):
-    """A device backend, executed from its PTX."""
-    return request.param(monkeypatch)
-
-
 @pytest.fixture
 def triton_ptx(monkeypatch):
-    return triton(monkeypatch)
+    return backends.triton_ptx(monkeypatch)
 
 
 def assert_covered(kernel):
@@ -132,6 +116,9 @@ def test_every_way_through_the_prologue(ptx):
         for kind in kinds:
             counts = [drawn_step(draw) for _ in range(draw.choice([127, 128, 129]))]
             assert_same_prologue(ptx, draw, counts + ODD_COUNTS, *kind, found_inf)
+    for skips in (0.0, 1.0):
+        for kind in kinds:
+            assert_same_prologue(ptx, draw, ODD_COUNTS, *kind, draw.choice([None, 0.0]), skips)
     for kernel in kernels:
         assert_covered(kernel)
 
@@ -321,7 +308,9 @@ def prologues(ptx):
             for counter in COUNTERS:
                 counts = [drawn_step(draw) for _ in range(33)]
                 dtype = draw.choice(dtypes)
-                assert_same_prologue(ptx, draw, counts + ODD_COUNTS, counter, dtype, found_inf)
+                skips = draw.choice([None, 0.0, 1.0])
+                given = counter, dtype, found_inf, skips
+                assert_same_prologue(ptx, draw, counts + ODD_COUNTS, *given)
 
     return [run]
 

@@ -47,6 +47,11 @@ TYPES = {
     "index": "*i32",
     "index_shift": "i64",
     "device_options": "*fp64",
+    "sums": "*fp64",
+    "numbers": "*fp64",
+    "rows": "*i64",
+    "to": "*fp64",
+    "numel": "i64",
 }
 TYPES |= {"x": "*fp32", "y": "*fp32"}
 
@@ -66,10 +71,12 @@ def compiled(kernel, target, constants=(), coefficients="*fp32", **options):
     return triton.compile(source, target=target, options=options)
 
 
-def step_for(target, param, grad, moment, amsgrad, **options):
+def step_for(target, param, grad, moment, amsgrad, tracks=False, **options):
     types = {"P": FLOATS[param], "G": FLOATS[grad], "M": FLOATS[moment]}
-    constants = {**types, "AMSGRAD": amsgrad, "CHUNK": CHUNK, "PART": host_side.PART}
-    options = host_side.options_for(target, FLOATS[param], amsgrad) | options
+    constants = {**types, "AMSGRAD": amsgrad, "TRACKS": tracks}
+    constants |= {"CHUNK": CHUNK, "PART": host_side.PART}
+    limits = {} if tracks else host_side.options_for(target, FLOATS[param], amsgrad)
+    options = limits | options
     options["coefficients"] = "*fp64" if param == "float64" else "*fp32"
     return compiled(kernels.step_kernel, target, tuple(constants.items()), **options)
 

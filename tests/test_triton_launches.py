@@ -113,7 +113,7 @@ def test_a_captured_upload_copies_from_its_staging_memory(gpu):
 @pytest.mark.parametrize("counter", [None, torch.float32, torch.float64], ids=str)
 def test_no_argument_is_specialised(counter, gpu, compilations):
     """Neither numbers such as 1 and 16 nor alignments need another compilation."""
-    options = struct.pack(f"{len(OPTION_NAMES)}d4q", *[0.5] * len(OPTION_NAMES), 0, 0, 0, 0)
+    options = struct.pack(f"{len(OPTION_NAMES)}d5q", *[0.5] * len(OPTION_NAMES), 0, 0, 0, 0, 0)
     for segments in (1, 2, 16, 17):
         for offset in (0, 8, 16):
             table = Table(gpu, *[3] * segments, counter=counter, offset=offset)

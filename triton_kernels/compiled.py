@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .kernels import COEFFICIENTS_WORDS, probe_kernel, prologue_kernel, step_kernel
 from .sum_kernels import round_kernel
-from .sums import sum_squares
+from .sums import fold_levels, sum_chunks
 from .upload import CHUNK, INDEX_BYTES, SEGMENT, Upload
 
 is_interpreted = not isinstance(step_kernel, triton.JITFunction)
@@ -106,7 +106,7 @@ class CompiledKernels:
         self._arithmetic = torch.float64 if param == tl.float64 else torch.float32
         self._step: dict[str, Any] = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
         self._step |= {"CHUNK": CHUNK, "PART": PART, "enable_fp_fusion": False}
-        self._step |= _options(param, amsgrad)
+        self._limits = _options(param, amsgrad)  # of registers; a step that tracks needs more
         self._prologue: dict[str, Any] | None = None
         if counter is not None:
             # One warp: its lanes read a counter together before one of them writes it.
@@ -139,6 +139,7 @@ class CompiledKernels:
         table: bytes,
         chunk_index: Callable[[int], tuple[bytes, int]],
         clip: Tensor | None = None,
+        tracked: tuple[Sequence[int], Tensor, Tensor] | None = None,
     ) -> None:
         """Enqueue one step.
 
@@ -149,6 +150,8 @@ class CompiledKernels:
                 DeviceOptions if the device counts the steps.
             chunk_index: See Upload.copy_segments.
             clip: Norm, coefficient and skips, if the device clips the coefficients; float64.
+            tracked: If the step sums the squares of the differences that it makes to the stored
+                parameters: the last three arguments of sum_squares, whose rows the upload has.
         """
         computed = 0
         if self._prologue is not None:
@@ -160,7 +163,13 @@ class CompiledKernels:
             round_kernel[(computed,)](
                 upload.given, clip, upload.coefficients, num_warps=1, enable_fp_fusion=False
             )
-        self._run(upload)
+        if tracked is None:
+            self._run(upload)
+            return
+        sizes, scratch, sums = tracked
+        numbers = scratch.view(torch.float64)
+        self._run(upload, numbers)
+        fold_levels(upload, sizes, numbers, sums)
 
     def sum_squares(
         self,
@@ -183,13 +192,23 @@ class CompiledKernels:
         """
         rows, sizes = levels
         upload.copy_segments(segments, rows, chunk_index)
-        sum_squares(upload, self._step["G"], sizes, scratch.view(torch.float64), sums)
+        numbers = scratch.view(torch.float64)
+        sum_chunks(upload, self._step["G"], numbers)
+        fold_levels(upload, sizes, numbers, sums)
 
-    def _run(self, upload: Upload) -> None:
+    def _run(self, upload: Upload, sums: Tensor | None = None) -> None:
         if self._prologue is not None:
             prologue_kernel[(upload.num_segments,)](
                 upload.segments, upload.given, upload.coefficients, **self._prologue
             )
+        tracks = sums is not None
         step_kernel[(upload.num_programs,)](
-            upload.segments, upload.index, upload.index_shift, upload.coefficients, **self._step
+            upload.segments,
+            upload.index,
+            upload.index_shift,
+            upload.coefficients,
+            sums if tracks else upload.coefficients,
+            TRACKS=tracks,
+            **self._step,
+            **({} if tracks else self._limits),
         )

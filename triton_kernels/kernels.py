@@ -14,6 +14,8 @@ from ..state import ROLES
 from .radam_math import SKIPPED, Options, is_count, update
 from .radam_math import coefficients as coefficients_of
 
+LEVELS = tl.constexpr(10)  # of the fold of a chunk, 2^10 elements
+
 # The 8-byte words of Segment in csrc/segments.h: the address of each role, then four integers.
 PARAM = tl.constexpr(ROLES.index("param"))
 GRAD = tl.constexpr(ROLES.index("grad"))
@@ -170,17 +172,35 @@ def _step_part(
     G: tl.constexpr,
     M: tl.constexpr,
     AMSGRAD: tl.constexpr,
+    TRACKS: tl.constexpr,
     SIZE: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Update SIZE elements from `start` on; without WHOLE, only those before `end`."""
+    """Update SIZE elements from `start` on; without WHOLE, only those before `end`.
+
+    Returns:
+        If TRACKS, the squares of the differences to the stored parameters; float64.
+    """
     # No mask for a whole block: any mask, even one that is always true, prevents wide accesses.
     mask = None if WHOLE else tl.arange(0, SIZE) < end - start
-    p, g, m, v, s = _load(addresses, start, mask, P, G, M, AMSGRAD, SIZE, WHOLE)
-    p, m, v, s = update(p, g, m, v, s, coefficients, kind, AMSGRAD)
+    before, g, m, v, s = _load(addresses, start, mask, P, G, M, AMSGRAD, SIZE, WHOLE)
+    p, m, v, s = update(before, g, m, v, s, coefficients, kind, AMSGRAD)
     # Only here, so that the loads do not wait for the kind.
     if kind != SKIPPED:
         _store(addresses, start, mask, p, m, v, s, P, G, M, AMSGRAD, WHOLE)
+    if TRACKS:
+        difference = (p.to(P).to(before.dtype) - before).to(tl.float64)
+        squares = difference * difference
+        is_updated = kind != SKIPPED if WHOLE else mask & (kind != SKIPPED)
+        return tl.where(is_updated, squares, 0.0)
+
+
+@triton.jit
+def fold(x, LEVELS: tl.constexpr):
+    """The sum of a block of 2^LEVELS float64 numbers, in the order of csrc/sums.h."""
+    for _ in tl.static_range(LEVELS - 1):
+        x = tl.sum(x.reshape(2, x.shape[0] // 2), axis=0)
+    return tl.sum(x, axis=0)
 
 
 @triton.jit
@@ -193,7 +213,7 @@ def _address(options, WORD: tl.constexpr):
     return tl.load((options + WORD).to(tl.pointer_type(tl.int64)))
 
 
-_ARGUMENTS = ["segments", "index", "index_shift", "device_options", "coefficients"]
+_ARGUMENTS = ["segments", "index", "index_shift", "device_options", "coefficients", "sums"]
 
 
 @triton.jit(do_not_specialize=_ARGUMENTS, do_not_specialize_on_alignment=_ARGUMENTS)
@@ -202,10 +222,12 @@ def step_kernel(
     index,
     index_shift: tl.int64,
     coefficients,
+    sums,
     P: tl.constexpr,
     G: tl.constexpr,
     M: tl.constexpr,
     AMSGRAD: tl.constexpr,
+    TRACKS: tl.constexpr,
     CHUNK: tl.constexpr,
     PART: tl.constexpr,
 ):
@@ -216,10 +238,13 @@ def step_kernel(
         index: The entries of a ChunkIndex (csrc/chunk_index.h); int32.
         index_shift: Its shift.
         coefficients: Array of StepCoefficients, in the arithmetic type.
+        sums: If TRACKS, receives for each chunk the sum of the squares of the differences to the
+            stored parameters; float64.
         P: Dtype of the parameters.
         G: Dtype of the gradients.
         M: Dtype of the moments.
         AMSGRAD: Whether there are running maxima.
+        TRACKS: Whether to sum the squares.
         CHUNK: Elements per program.
         PART: Elements per block in a chunk that is not whole and aligned.
     """
@@ -234,13 +259,22 @@ def step_kernel(
     start = begin - tl.load(segment + FIRST)
     end = tl.load(segment + NUMEL)
     if (end - start >= CHUNK) & is_aligned:
-        _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, CHUNK, True)
+        squares = _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, TRACKS, CHUNK, True)
+        if TRACKS:
+            tl.store(sums + tl.program_id(0), fold(squares, LEVELS))
     else:
         # Small parts, because a pointer and a mask per element need many registers.
         end = tl.minimum(start + CHUNK, end)
+        total = tl.zeros((PART,), tl.float64)
         while start < end:
-            _step_part(addresses, start, end, c, kind, P, G, M, AMSGRAD, PART, False)
+            squares = _step_part(
+                addresses, start, end, c, kind, P, G, M, AMSGRAD, TRACKS, PART, False
+            )
+            if TRACKS:
+                total += squares  # the first level of fold(), because PART is half a chunk
             start += PART
+        if TRACKS:
+            tl.store(sums + tl.program_id(0), fold(total, LEVELS - 1))
 
 
 @triton.jit(do_not_specialize=_ARGUMENTS, do_not_specialize_on_alignment=_ARGUMENTS)

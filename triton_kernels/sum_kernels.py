@@ -8,27 +8,20 @@ from .kernels import (
     FIRST,
     GRAD,
     KIND,
+    LEVELS,
     NUMEL,
     SEGMENT_WORDS,
     _find,
     _kind,
+    fold,
 )
 from .radam_math import SKIPPED
 from .radam_math import clip as clip_of
 
 CHUNK = tl.constexpr(1024)  # numbers that are folded into one
-LEVELS = tl.constexpr(10)
 
 # The 8-byte words of FoldRow in csrc/sums.h.
 ROW_WORDS = tl.constexpr(3)
-
-
-@triton.jit
-def _fold(x):
-    """The sum of CHUNK numbers."""
-    for _ in tl.static_range(LEVELS - 1):
-        x = tl.sum(x.reshape(2, x.shape[0] // 2), axis=0)
-    return tl.sum(x, axis=0)
 
 
 _SUM_ARGUMENTS = ["segments", "index", "index_shift", "sums"]
@@ -52,7 +45,7 @@ def sum_kernel(segments, index, index_shift: tl.int64, sums, G: tl.constexpr):
     gradient = tl.load(segment + GRAD).to(tl.pointer_type(G)) + start
     mask = elements < tl.load(segment + NUMEL) - start
     x = tl.load(gradient + elements, mask=mask, other=0.0).to(tl.float64)
-    tl.store(sums + tl.program_id(0), _fold(x * x))
+    tl.store(sums + tl.program_id(0), fold(x * x, LEVELS))
 
 
 _FOLD_ARGUMENTS = ["numbers", "rows", "to", "numel"]
@@ -76,7 +69,7 @@ def fold_kernel(numbers, rows, to, numel: tl.int64, HAS_ROWS: tl.constexpr):
         first, count, at = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     elements = tl.arange(0, CHUNK)
     x = tl.load(numbers + (first + elements), mask=elements < count, other=0.0)
-    tl.store(to + at, _fold(x))
+    tl.store(to + at, fold(x, LEVELS))
 
 
 _CLIP_ARGUMENTS = ["square_sum", "grad_scale", "failed", "max_norm", "skip_above", "skips", "state"]

@@ -11,20 +11,27 @@ from .upload import Upload
 _EXACT = {"enable_fp_fusion": False}
 
 
-def sum_squares(
-    upload: Upload, gradient: tl.dtype, levels: Sequence[int], numbers: Tensor, sums: Tensor
-) -> None:
-    """Enqueue the sums of the squares of a launch's gradients.
+def sum_chunks(upload: Upload, gradient: tl.dtype, numbers: Tensor) -> None:
+    """Enqueue the sums of the squares of each chunk of a launch's gradients.
 
     Args:
-        upload: The launch's tables on the device, with the rows of all levels.
+        upload: The launch's tables on the device.
         gradient: Dtype of the gradients.
-        levels: Number of rows of each level.
-        numbers: Memory for the sums of the chunks and the results of the levels; float64.
-        sums: Receives the results of the last level; float64.
+        numbers: Receives them; float64.
     """
     segments, index, shift = upload.segments, upload.index, upload.index_shift
     sum_kernel[(upload.num_programs,)](segments, index, shift, numbers, G=gradient, **_EXACT)
+
+
+def fold_levels(upload: Upload, levels: Sequence[int], numbers: Tensor, sums: Tensor) -> None:
+    """Enqueue the sums of the chunks of each parameter.
+
+    Args:
+        upload: The launch's tables on the device, with the rows of all levels.
+        levels: Number of rows of each level.
+        numbers: The sums of the chunks, and memory for the results of the levels; float64.
+        sums: Receives the results of the last level; float64.
+    """
     first = 0
     for i, count in enumerate(levels):
         rows = upload.rows[first * ROW_WORDS.value :]

@@ -15,7 +15,7 @@ constexpr std::int64_t kAlign = 64;
 
 struct Build {
   const char* name;
-  StepRange step_range;
+  StepRange step_range, step_chunks;
   SumRange sum_range;
   MoveRange move_range;
   bool (*runs_here)();
@@ -23,16 +23,16 @@ struct Build {
 
 const Build kBuilds[] = {
 #if defined(RADAM_X86_64)
-    {"avx512", avx512::step_range, avx512::sum_range, avx512::move_range,
+    {"avx512", avx512::step_range, avx512::step_chunks, avx512::sum_range, avx512::move_range,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
-    {"avx2", avx2::step_range, avx2::sum_range, avx2::move_range,
+    {"avx2", avx2::step_range, avx2::step_chunks, avx2::sum_range, avx2::move_range,
      [] { return bool(__builtin_cpu_supports("avx2")); }},
 #endif
-    {"baseline", baseline::step_range, baseline::sum_range, baseline::move_range,
-     [] { return true; }},
+    {"baseline", baseline::step_range, baseline::step_chunks, baseline::sum_range,
+     baseline::move_range, [] { return true; }},
 };
 
 const Build& find(const std::string& instruction_set) {
@@ -69,6 +69,20 @@ void divide(std::int64_t total, int threads, std::int64_t align, const Run& run)
   }
 }
 
+// Divides chunks among threads.
+template <typename Run>
+void divide_chunks(const SumMemory& memory, int threads, const Run& run) {
+  divide(memory.first_chunks.back() * kSumChunk, threads, kSumChunk,
+         [&](std::int64_t begin, std::int64_t end) { run(begin / kSumChunk, end / kSumChunk); });
+}
+
+void fold_segments(SumMemory& memory, double* sums) {
+  const auto& first = memory.first_chunks;
+  for (std::size_t i = 0; i + 1 < first.size(); ++i) {
+    sums[i] = fold_all(memory.partial.data() + first[i], first[i + 1] - first[i]);
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
@@ -80,36 +94,42 @@ std::vector<std::string> instruction_sets() {
 }
 
 void step(const Work& work, int threads, const std::string& instruction_set,
-          std::optional<bool> prefetch) {
-  const StepRange step_range = find(instruction_set).step_range;
+          std::optional<bool> prefetch, SumMemory& memory, double* sums) {
+  const Build& build = find(instruction_set);
   if (work.segments.empty()) return;
   const Segment& last = work.segments.back();
-  const Tables tables{work.segments.data(),
-                      static_cast<std::int64_t>(work.segments.size()),
-                      work.coefficients.data(),
-                      work.types,
-                      work.amsgrad,
-                      prefetch.value_or(is_intel())};
-  divide(last.first + last.numel, threads, kAlign,
-         [&](std::int64_t begin, std::int64_t end) { step_range(tables, begin, end); });
+  Tables tables{work.segments.data(),
+                static_cast<std::int64_t>(work.segments.size()),
+                work.coefficients.data(),
+                work.types,
+                work.amsgrad,
+                prefetch.value_or(is_intel()),
+                nullptr,
+                nullptr};
+  if (sums == nullptr) {
+    divide(last.first + last.numel, threads, kAlign,
+           [&](std::int64_t begin, std::int64_t end) { build.step_range(tables, begin, end); });
+    return;
+  }
+  find_first_chunks(work.segments, false, memory);
+  tables.first_chunks = memory.first_chunks.data();
+  tables.sums = memory.partial.data();
+  divide_chunks(memory, threads, [&](std::int64_t begin, std::int64_t end) {
+    build.step_chunks(tables, begin, end);
+  });
+  fold_segments(memory, sums);
 }
 
 void sum_squares(const Work& work, int threads, const std::string& instruction_set,
                  SumMemory& memory, double* sums) {
   const SumRange sum_range = find(instruction_set).sum_range;
-  const std::size_t count = work.segments.size();
-  auto& [first_chunks, partial] = memory;
-  find_first_chunks(work.segments, false, first_chunks);
-  partial.resize(static_cast<std::size_t>(first_chunks[count]));
-  const SumTables tables{work.segments.data(), static_cast<std::int64_t>(count),
-                         first_chunks.data(), work.types.of[role::grad], partial.data()};
-  divide(first_chunks[count] * kSumChunk, threads, kSumChunk,
-         [&](std::int64_t begin, std::int64_t end) {
-           sum_range(tables, begin / kSumChunk, end / kSumChunk);
-         });
-  for (std::size_t i = 0; i < count; ++i) {
-    sums[i] = fold_all(partial.data() + first_chunks[i], first_chunks[i + 1] - first_chunks[i]);
-  }
+  find_first_chunks(work.segments, false, memory);
+  const SumTables tables{work.segments.data(), static_cast<std::int64_t>(work.segments.size()),
+                         memory.first_chunks.data(), work.types.of[role::grad],
+                         memory.partial.data()};
+  divide_chunks(memory, threads,
+                [&](std::int64_t begin, std::int64_t end) { sum_range(tables, begin, end); });
+  fold_segments(memory, sums);
 }
 
 void move(const Arrays& arrays, std::int64_t numel, int threads,

@@ -1,6 +1,7 @@
 // The loop over segments. It is built once per instruction set, which RADAM_INSTRUCTION_SET names.
-// Only step_range may have external linkage: of other functions, the linker would keep one build.
-#include "step.h"
+// Only step_range and step_chunks may have external linkage: of other functions, the linker would
+// keep one build.
+#include "fold.h"
 
 namespace radam::cpu::RADAM_INSTRUCTION_SET {
 namespace {
@@ -196,7 +197,49 @@ void step_segment(const Tables& tables, const Segment& segment, std::int64_t beg
   }
 }
 
+// Copies elements of an array of any stored type, in the arithmetic type.
+template <typename T>
+void copy(T* to, const void* from, DType stored, std::int64_t offset, std::int64_t numel) {
+  switch (stored) {
+    case DType::float64:
+      return convert_in<double>(to, from, offset, numel);
+    case DType::float32:
+      return convert_in<float>(to, from, offset, numel);
+    case DType::bfloat16:
+      return convert_in<BFloat16>(to, from, offset, numel);
+    case DType::float16:
+      return convert_in<Half>(to, from, offset, numel);
+  }
+}
+
+// Updates a chunk. Returns the sum of the squares of the differences to the stored parameters.
+template <typename T>
+double step_chunk(const Tables& tables, const Segment& segment, std::int64_t offset,
+                  std::int64_t numel) {
+  alignas(64) T before[kSumChunk], after[kSumChunk];
+  const void* const param = segment.at[role::param];
+  const DType stored = tables.types.of[role::param];
+  copy(before, param, stored, offset, numel);
+  step_segment<T>(tables, segment, offset, offset + numel);
+  copy(after, param, stored, offset, numel);
+  return fold_squares(numel, [&](std::int64_t i) { return after[i] - before[i]; });
+}
+
 }  // namespace
+
+void step_chunks(const Tables& tables, std::int64_t begin, std::int64_t end) {
+  const auto* const firsts = tables.first_chunks;
+  std::int64_t segment = segment_of(firsts, tables.num_segments, begin);
+  for (std::int64_t chunk = begin; chunk < end; ++chunk) {
+    while (firsts[segment + 1] <= chunk) ++segment;
+    const Segment& s = tables.segments[segment];
+    const std::int64_t offset = (chunk - firsts[segment]) * kSumChunk;
+    const std::int64_t numel = smaller(kSumChunk, s.numel - offset);
+    tables.sums[chunk] = tables.types.arithmetic_is_float64()
+                             ? step_chunk<double>(tables, s, offset, numel)
+                             : step_chunk<float>(tables, s, offset, numel);
+  }
+}
 
 void step_range(const Tables& tables, std::int64_t begin, std::int64_t end) {
   // The segment that holds element `begin`: the last one that starts at or before it.

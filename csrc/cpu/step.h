@@ -18,6 +18,10 @@ struct Tables {
   SegmentTypes types;
   bool amsgrad;
   bool prefetch;  // whether the loop issues prefetches
+  // Of step_chunks: the first chunk of each segment, then the number of chunks; and for each chunk
+  // the sum of the squares of the differences that the step makes to the stored parameters.
+  const std::int64_t* first_chunks;
+  double* sums;
 };
 
 // The work of one thread: elements [begin, end) of the concatenated segments.
@@ -27,7 +31,7 @@ using StepRange = void (*)(const Tables& tables, std::int64_t begin, std::int64_
 struct SumTables {
   const Segment* segments;
   std::int64_t num_segments;
-  const std::int64_t* first_chunks;  // of each segment
+  const std::int64_t* first_chunks;  // of each segment, then their number
   DType grad;
   double* sums;  // one for each chunk
 };
@@ -48,16 +52,19 @@ using MoveRange = void (*)(const Arrays& arrays, std::int64_t begin, std::int64_
 
 namespace baseline {
 void step_range(const Tables&, std::int64_t, std::int64_t);
+void step_chunks(const Tables&, std::int64_t, std::int64_t);
 void sum_range(const SumTables&, std::int64_t, std::int64_t);
 void move_range(const Arrays&, std::int64_t, std::int64_t);
 }  // namespace baseline
 namespace avx2 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
+void step_chunks(const Tables&, std::int64_t, std::int64_t);
 void sum_range(const SumTables&, std::int64_t, std::int64_t);
 void move_range(const Arrays&, std::int64_t, std::int64_t);
 }  // namespace avx2
 namespace avx512 {
 void step_range(const Tables&, std::int64_t, std::int64_t);
+void step_chunks(const Tables&, std::int64_t, std::int64_t);
 void sum_range(const SumTables&, std::int64_t, std::int64_t);
 void move_range(const Arrays&, std::int64_t, std::int64_t);
 }  // namespace avx512
@@ -66,9 +73,10 @@ void move_range(const Arrays&, std::int64_t, std::int64_t);
 std::vector<std::string> instruction_sets();
 
 // Updates every segment with up to `threads` OpenMP threads; any number gives the same bits.
-// prefetch: whether the loop issues prefetches; the default depends on the processor.
+// prefetch: whether the loop issues prefetches; the default depends on the processor. sums: null,
+// or receives for each segment the sum of the squares of the differences to its parameters.
 void step(const Work& work, int threads, const std::string& instruction_set,
-          std::optional<bool> prefetch);
+          std::optional<bool> prefetch, SumMemory& memory, double* sums);
 
 // The sum of the squares of each segment's gradient.
 void sum_squares(const Work& work, int threads, const std::string& instruction_set,

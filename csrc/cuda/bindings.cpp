@@ -2,7 +2,9 @@
 #include "../bindings.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include <pybind11/stl.h>
 
@@ -31,17 +33,6 @@ void* workspace_of(const py::object& tensor, const TensorTable& table) {
   return range.address;
 }
 
-void upload_and_step(Upload& upload, TensorTable& table, const py::object& workspace,
-                     std::uintptr_t stream) {
-  const dlpack::Device& device = table.device();
-  if (!is_served(device)) {
-    throw std::invalid_argument("expected CUDA tensors, got tensors on " + name_of(device));
-  }
-  void* const memory = workspace_of(workspace, table);
-  const Queue queue{device.id, reinterpret_cast<void*>(stream)};
-  run_launch(table, [&](const Work& work) { upload.step(queue, work, memory, table.size()); });
-}
-
 std::size_t bytes_of(const Range& range) {
   return static_cast<std::size_t>(range.numel) * range.dtype.bits / 8;
 }
@@ -65,19 +56,44 @@ Range numbers_on_device(const py::object& tensor, const std::string& name, std::
   return range;
 }
 
-void sum_squares(Upload& upload, TensorTable& table,
-                 const std::vector<std::int64_t>& first_of_group, const py::object& sums,
-                 const py::object& workspace, const py::object& scratch, std::uintptr_t stream) {
-  const std::vector<std::int64_t> indices = table.indices(first_of_group);
-  if (indices.empty()) return;
-  const std::int64_t most = *std::max_element(indices.begin(), indices.end());
-  const Range to = numbers_on_device(sums, "sums", static_cast<std::size_t>(most) + 1);
+Upload::Sums sums_of(const TensorTable& table, const std::vector<std::int64_t>& first_of_group,
+                     const py::object& sums, const py::object& scratch) {
+  std::vector<std::int64_t> indices = table.indices(first_of_group);
+  if (indices.size() != table.work().segments.size()) {
+    throw std::invalid_argument("the table was not read for sums");
+  }
+  const auto last = std::max_element(indices.begin(), indices.end());
+  const auto count = static_cast<std::size_t>(last == indices.end() ? 0 : *last + 1);
+  const Range to = numbers_on_device(sums, "sums", count);
   const Range memory = on_device(scratch, "scratch", Upload::scratch_bytes(table.work()));
+  return {std::move(indices), memory.address, static_cast<double*>(to.address)};
+}
+
+void upload_and_step(Upload& upload, TensorTable& table, const py::object& workspace,
+                     std::uintptr_t stream, const std::vector<std::int64_t>& first_of_group,
+                     const py::object& sums, const py::object& scratch) {
+  const dlpack::Device& device = table.device();
+  if (!is_served(device)) {
+    throw std::invalid_argument("expected CUDA tensors, got tensors on " + name_of(device));
+  }
+  void* const memory = workspace_of(workspace, table);
+  const Queue queue{device.id, reinterpret_cast<void*>(stream)};
+  std::optional<Upload::Sums> tracked;
+  if (!sums.is_none()) tracked = sums_of(table, first_of_group, sums, scratch);
+  run_launch(table, [&](const Work& work) {
+    upload.step(queue, work, memory, table.size(), tracked ? &*tracked : nullptr);
+  });
+}
+
+void sum_squares(Upload& upload, TensorTable& table, const py::object& workspace,
+                 std::uintptr_t stream, const std::vector<std::int64_t>& first_of_group,
+                 const py::object& sums, const py::object& scratch) {
+  if (!table.is_active()) return;
+  const Upload::Sums found = sums_of(table, first_of_group, sums, scratch);
   const Queue queue{table.device().id, reinterpret_cast<void*>(stream)};
-  void* const segments = workspace_of(workspace, table);
+  void* const memory = workspace_of(workspace, table);
   const py::gil_scoped_release release;
-  upload.sum_squares(queue, table.work(), indices, segments, memory.address,
-                     static_cast<double*>(to.address));
+  upload.sum_squares(queue, table.work(), memory, found);
 }
 
 void fold_numbers(const py::object& numbers, const py::object& results, std::uintptr_t stream) {
@@ -119,10 +135,12 @@ void bind(py::module_& m) {
   m.def("cuda_unsupported", &unsupported, py::arg("device"));
   py::class_<Upload>(m, "CudaUpload", py::module_local())
       .def(py::init<>())
-      .def("step", &upload_and_step, py::arg("table"), py::arg("workspace"), py::arg("stream"))
+      .def("step", &upload_and_step, py::arg("table"), py::arg("workspace"), py::arg("stream"),
+           py::arg("first_of_group") = std::vector<std::int64_t>(), py::arg("sums") = py::none(),
+           py::arg("scratch") = py::none())
       .def("forget_rows", &Upload::forget_rows)
-      .def("sum_squares", &sum_squares, py::arg("table"), py::arg("first_of_group"),
-           py::arg("sums"), py::arg("workspace"), py::arg("scratch"), py::arg("stream"));
+      .def("sum_squares", &sum_squares, py::arg("table"), py::arg("workspace"), py::arg("stream"),
+           py::arg("first_of_group"), py::arg("sums"), py::arg("scratch"));
   m.def("cuda_scratch_bytes", [](const TensorTable& t) { return Upload::scratch_bytes(t.work()); });
   m.def("cuda_fold_results", &fold_results, py::arg("numel"));
   m.def("cuda_fold", &fold_numbers, py::arg("numbers"), py::arg("results"), py::arg("stream"));

@@ -34,10 +34,10 @@ constexpr std::int64_t kChunk = kThreads * RADAM_ELEMENTS;  // elements per bloc
 static_assert((kChunk & (kChunk - 1)) == 0, "segments are padded to multiples of a power of two");
 
 // A small table is passed in the arguments of the step kernel, which may have 4,096 bytes on every
-// device. The other members take 32 bytes. The index of a larger table takes the place of a small
+// device. The other members take 48 bytes. The index of a larger table takes the place of a small
 // one: there it is read faster than from device memory.
 constexpr std::size_t kFewCoefficientsBytes = 256;
-constexpr std::size_t kFewSegments = (4096 - 32 - kFewCoefficientsBytes) / sizeof(Segment);
+constexpr std::size_t kFewSegments = (4096 - 48 - kFewCoefficientsBytes) / sizeof(Segment);
 using IndexEntry = std::uint16_t;  // half as wide as a number of a segment: a finer index
 constexpr std::size_t kIndexEntries = kFewSegments * sizeof(Segment) / sizeof(IndexEntry);
 
@@ -46,6 +46,7 @@ struct StepArguments {
   const void* coefficients;  // array of StepCoefficients there; null: use few_coefficients
   std::int64_t num_segments;
   std::int32_t index_shift, index_scale;
+  double* sums;  // in device memory: one for each block of a kernel that sums squares; or null
   union {
     Segment few_segments[kFewSegments];
     IndexEntry index[kIndexEntries];  // see ChunkIndex
@@ -96,7 +97,7 @@ RADAM_INLINE std::int64_t find(const Segment* segments, std::int64_t low, std::i
 }  // namespace detail
 
 // The part of a segment that one block updates.
-template <typename Storage>
+template <typename Storage, bool tracked>
 class Chunk {
   using T = typename Storage::T;
 
@@ -110,26 +111,31 @@ class Chunk {
   RADAM_INLINE Chunk(const Segment& s, std::int64_t offset)
       : storage_(s, offset), numel_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
 
-  RADAM_INLINE void step(int thread, const StepCoefficients<T>& c) const {
+  // differences: null, or receives those that the step makes to the stored parameters.
+  RADAM_INLINE void step(int thread, const StepCoefficients<T>& c, T* differences) const {
     int done = 0;
     if (storage_.is_aligned()) {
       const int packs = numel_ / kWidth;
       RADAM_DO_NOT_UNROLL
       for (int first = thread; first < packs; first += kThreads * kPacks) {
-        step_packs<kWidth, kPacks>(first, packs, c);
+        step_packs<kWidth, kPacks>(first, packs, c, differences);
       }
       done = packs * kWidth;
     }
     RADAM_DO_NOT_UNROLL
-    for (int i = done + thread; i < numel_; i += kThreads) step_packs<1, 1>(i, numel_, c);
+    for (int i = done + thread; i < numel_; i += kThreads)
+      step_packs<1, 1>(i, numel_, c, differences);
   }
+
+  RADAM_INLINE int numel() const { return numel_; }
 
  private:
   // Updates the packs `first`, `first + kThreads`, ... below `end`. Neighbouring threads access
   // neighbouring words. Nothing depends on the coefficients before the loads are issued, so that
   // coefficients from device memory arrive together with the data.
   template <int width, int packs>
-  RADAM_INLINE void step_packs(int first, int end, const StepCoefficients<T>& c) const {
+  RADAM_INLINE void step_packs(int first, int end, const StepCoefficients<T>& c,
+                               T* differences) const {
     typename Storage::template Pack<width> pack[packs];
     RADAM_UNROLL
     for (int k = 0; k < packs; ++k) {
@@ -141,8 +147,25 @@ class Chunk {
     for (int k = 0; k < packs; ++k) {
       const int index = first + k * kThreads;
       if (k > 0 && index >= end) break;
-      update_pack<width>(pack[k], c.update, c.values);
+      if constexpr (tracked) {
+        track_pack<width>(pack[k], c, differences + index * width);
+      } else {
+        update_pack<width>(pack[k], c.update, c.values);
+      }
       if (c.update != Update::skipped) pack[k].store(storage_, index * width);
+    }
+  }
+
+  template <int width, typename Pack>
+  static RADAM_INLINE void track_pack(Pack& pack, const StepCoefficients<T>& c, T* differences) {
+    T before[width];
+    RADAM_UNROLL
+    for (int i = 0; i < width; ++i) before[i] = pack.get(i).param;
+    update_pack<width>(pack, c.update, c.values);
+    RADAM_UNROLL
+    for (int i = 0; i < width; ++i) {
+      // Infinity minus infinity would be NaN.
+      differences[i] = c.update == Update::skipped ? T(0) : pack.get(i).param - before[i];
     }
   }
 
@@ -203,12 +226,16 @@ RADAM_INLINE StepCoefficients<T> coefficients_at(const StepArguments& a, std::in
   return reinterpret_cast<const Row*>(a.few_coefficients)[index];
 }
 
-template <typename Storage>
-RADAM_INLINE void step_thread(const StepArguments& a, std::int64_t block, int thread) {
+// Returns the elements of the chunk.
+template <typename Storage, bool tracked = false>
+RADAM_INLINE int step_thread(const StepArguments& a, std::int64_t block, int thread,
+                             typename Storage::T* differences = nullptr) {
   const std::int64_t begin = block * kChunk;
   const Segment s = segment_at(a, block, begin);
   const auto c = coefficients_at<typename Storage::T>(a, s.coefficients_index);
-  Chunk<Storage>(s, begin - s.first).step(thread, c);
+  const Chunk<Storage, tracked> chunk(s, begin - s.first);
+  chunk.step(thread, c, differences);
+  return chunk.numel();
 }
 
 RADAM_INLINE void upload_thread(const UploadArguments& a, std::int64_t index) {

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include "fold_block.h"
+
 #include <limits>
 #include <stdexcept>
 
@@ -50,30 +52,21 @@ __global__ void __launch_bounds__(kThreads)
   prologue_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
-// Folds the numbers of the threads of a block; thread 0 returns the result.
-__device__ double fold_block(double number, int thread) {
-  __shared__ double numbers[kSumThreads];
-  numbers[thread] = number;
-  for (int width = kSumThreads / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (thread < width) numbers[thread] += numbers[thread + width];
-  }
-  return numbers[thread];
-}
-
 template <typename G>
 __global__ void __launch_bounds__(kSumThreads)
-    sum_kernel(const __grid_constant__ SumArguments arguments) {
+    sum_kernel(const __grid_constant__ StepArguments arguments) {
+  __shared__ double numbers[kSumThreads];
   const int thread = static_cast<int>(threadIdx.x);
-  const double sum = fold_block(sum_thread<G>(arguments, blockIdx.x, thread), thread);
+  const double sum = fold_block(sum_thread<G>(arguments, blockIdx.x, thread), thread, numbers);
   if (thread == 0) arguments.sums[blockIdx.x] = sum;
 }
 
 __global__ void __launch_bounds__(kSumThreads)
     fold_kernel(const __grid_constant__ FoldArguments arguments) {
+  __shared__ double numbers[kSumThreads];
   const int thread = static_cast<int>(threadIdx.x);
   const FoldRow row = row_of(arguments, blockIdx.x);
-  const double sum = fold_block(fold_thread(arguments, row, thread), thread);
+  const double sum = fold_block(fold_thread(arguments, row, thread), thread, numbers);
   if (thread == 0) arguments.to[row.to] = sum;
 }
 
@@ -86,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
   round_thread(arguments, static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
-void (*sum_kernel_for(DType gradient))(SumArguments) {
+StepKernel sum_kernel_for(DType gradient) {
   switch (gradient) {
     case DType::float64:
       return sum_kernel<double>;
@@ -149,10 +142,12 @@ void prologue(const Queue& queue, const PrologueArguments& arguments) {
 
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks) {
-  run(step_kernel_for(types, amsgrad), queue, arguments, blocks, kThreads, "a step");
+  const StepKernel kernel = step_kernel_for(types, amsgrad, arguments.sums != nullptr);
+  if (kernel == nullptr) throw std::runtime_error("this build of the kernels sums no differences");
+  run(kernel, queue, arguments, blocks, kThreads, "a step");
 }
 
-void sum(const Queue& queue, const SegmentTypes& types, const SumArguments& arguments,
+void sum(const Queue& queue, const SegmentTypes& types, const StepArguments& arguments,
          std::int64_t blocks) {
   run(sum_kernel_for(types.of[role::grad]), queue, arguments, blocks, kSumThreads, "a norm");
 }

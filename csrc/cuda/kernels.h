@@ -29,26 +29,27 @@ std::optional<std::string> unsupported(int device);
 
 void upload(const Queue& queue, const UploadArguments& arguments);
 void prologue(const Queue& queue, const PrologueArguments& arguments);
+// A step with `sums` in its arguments sums the squares of its differences.
 void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
           const StepArguments& arguments, std::int64_t blocks);
 
 // The kernels of the norm. types: those of the launch whose gradients are summed.
-void sum(const Queue& queue, const SegmentTypes& types, const SumArguments& arguments,
+void sum(const Queue& queue, const SegmentTypes& types, const StepArguments& arguments,
          std::int64_t blocks);
 void fold(const Queue& queue, const FoldArguments& arguments, std::int64_t blocks);
 void clip(const Queue& queue, const ClipArguments& arguments);
 void round(const Queue& queue, const RoundArguments& arguments);
 
-inline StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad) {
+inline StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad, bool tracked) {
   switch (types.of[role::param]) {
     case DType::float64:
-      return step_kernel_for<double>(types, amsgrad);
+      return step_kernel_for<double>(types, amsgrad, tracked);
     case DType::float32:
-      return step_kernel_for<float>(types, amsgrad);
+      return step_kernel_for<float>(types, amsgrad, tracked);
     case DType::bfloat16:
-      return step_kernel_for<BFloat16>(types, amsgrad);
+      return step_kernel_for<BFloat16>(types, amsgrad, tracked);
     case DType::float16:
-      return step_kernel_for<Half>(types, amsgrad);
+      return step_kernel_for<Half>(types, amsgrad, tracked);
   }
   throw std::invalid_argument("unknown dtype");
 }

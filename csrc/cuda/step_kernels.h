@@ -11,7 +11,7 @@ namespace radam::cuda {
 using StepKernel = void (*)(StepArguments);
 
 template <typename P>
-StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad);
+StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad, bool tracked);
 
 namespace detail {
 
@@ -22,16 +22,19 @@ struct Type {
 
 }  // namespace detail
 
-// Chooses a kernel by the stored types of gradient and moments, and by amsgrad.
-// Kernel<P, G, M, amsgrad>::get() returns it.
-template <typename P, template <typename, typename, typename, bool> typename Kernel>
-StepKernel choose_step_kernel(const SegmentTypes& types, bool amsgrad) {
+// Chooses a kernel by the stored types of gradient and moments, by amsgrad, and by whether it sums
+// the squares of its differences. Kernel<P, G, M, amsgrad, tracked>::get() returns it.
+template <typename P, template <typename, typename, typename, bool, bool> typename Kernel>
+StepKernel choose_step_kernel(const SegmentTypes& types, bool amsgrad, bool tracked) {
   using T = Arithmetic<P>;
   using Narrow = typename Stored<role::param, P>::Element;
   const auto with_moment = [&](auto grad, auto moment) {
     using G = typename decltype(grad)::type;
     using M = typename decltype(moment)::type;
-    return amsgrad ? Kernel<P, G, M, true>::get() : Kernel<P, G, M, false>::get();
+    if (tracked) {
+      return amsgrad ? Kernel<P, G, M, true, true>::get() : Kernel<P, G, M, false, true>::get();
+    }
+    return amsgrad ? Kernel<P, G, M, true, false>::get() : Kernel<P, G, M, false, false>::get();
   };
   const auto with_grad = [&](auto grad) {
     if constexpr (!std::is_same_v<Narrow, T>) {

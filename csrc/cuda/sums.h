@@ -11,15 +11,12 @@
 namespace radam::cuda {
 
 constexpr int kSumThreads = 128;
+// Whether the step kernels of this build can sum the squares of their differences.
+constexpr bool kTracks = kChunk == kSumChunk && kThreads == kSumThreads;
 static_assert(kSumChunk == 8 * kSumThreads, "a thread folds eight numbers");
 
 // Segments are padded to multiples of this, so that no block of any kernel has parts of two.
 constexpr std::int64_t kPadding = kChunk > kSumChunk ? kChunk : kSumChunk;
-
-struct SumArguments {
-  StepArguments table;  // its segments
-  double* sums;         // one for each chunk of kSumChunk elements
-};
 
 struct FoldArguments {
   const double* from;
@@ -72,12 +69,21 @@ RADAM_INLINE double fold_eight(int thread, std::int64_t numel, const Number& num
 }  // namespace detail
 
 template <typename G>
-RADAM_INLINE double sum_thread(const SumArguments& a, std::int64_t block, int thread) {
+RADAM_INLINE double sum_thread(const StepArguments& a, std::int64_t block, int thread) {
   const std::int64_t begin = block * kSumChunk;
-  const Segment s = segment_at(a.table, begin / kChunk, begin);
+  const Segment s = segment_at(a, begin / kChunk, begin);
   const G* const gradient = detail::array<const G>(s, role::grad, begin - s.first);
   return detail::fold_eight(thread, s.numel - (begin - s.first), [&](int at) {
     const auto x = static_cast<double>(load(gradient[at]));
+    return x * x;
+  });
+}
+
+// Of the differences that the threads of a block have made to a chunk.
+template <typename T>
+RADAM_INLINE double difference_thread(const T* differences, int numel, int thread) {
+  return detail::fold_eight(thread, numel, [&](int at) {
+    const auto x = static_cast<double>(differences[at]);
     return x * x;
   });
 }

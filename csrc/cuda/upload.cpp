@@ -7,7 +7,7 @@
 namespace radam::cuda {
 namespace {
 
-static_assert(sizeof(SumArguments) <= 4096, "at most 4 KB of kernel arguments on every device");
+static_assert(sizeof(StepArguments) <= 4096, "at most 4 KB of kernel arguments on every device");
 static_assert(sizeof(UploadArguments) <= 32764,
               "at most 32,764 bytes of kernel arguments since CUDA 12.1");
 static_assert(std::has_unique_object_representations_v<Segment>, "rows are compared byte by byte");
@@ -83,25 +83,27 @@ std::size_t Upload::scratch_bytes(const Work& work) {
   return bytes;
 }
 
-void Upload::sum_squares(const Queue& queue, const Work& work,
-                         const std::vector<std::int64_t>& indices, void* workspace, void* scratch,
-                         double* sums) {
+void Upload::sum_squares(const Queue& queue, const Work& work, void* workspace, const Sums& sums) {
   if (work.segments.empty()) return;
-  const FoldLevels found = levels_of(work, indices);
-  std::vector<FoldRow> rows;
-  for (const auto& level : found.levels) rows.insert(rows.end(), level.begin(), level.end());
-  auto* const numbers = static_cast<double*>(scratch);
-  auto* row = reinterpret_cast<FoldRow*>(numbers + found.numbers);
-  rows_.copy(queue, row, rows.data(), bytes_of(rows));
-
-  SumArguments arguments{};
-  set_segments(queue, work, workspace, arguments.table);
-  arguments.sums = numbers;
+  StepArguments arguments{};
+  set_segments(queue, work, workspace, arguments);
+  arguments.sums = static_cast<double*>(sums.scratch);
   const std::int64_t blocks = chunks_of(work.segments, kSumChunk);
   if (blocks > 0) sum(queue, work.types, arguments, blocks);
+  fold_chunks(queue, work, sums);
+}
+
+// Folds the sums of chunks, which lie at the start of the scratch, into those of segments.
+void Upload::fold_chunks(const Queue& queue, const Work& work, const Sums& sums) {
+  const FoldLevels found = levels_of(work, sums.indices);
+  std::vector<FoldRow> rows;
+  for (const auto& level : found.levels) rows.insert(rows.end(), level.begin(), level.end());
+  auto* const numbers = static_cast<double*>(sums.scratch);
+  auto* row = reinterpret_cast<FoldRow*>(numbers + found.numbers);
+  rows_.copy(queue, row, rows.data(), bytes_of(rows));
   for (const auto& level : found.levels) {
     const bool is_last = &level == &found.levels.back();
-    fold(queue, {numbers, row, is_last ? sums : numbers, 0},
+    fold(queue, {numbers, row, is_last ? sums.sums : numbers, 0},
          static_cast<std::int64_t>(level.size()));
     row += level.size();
   }
@@ -124,7 +126,8 @@ void Upload::set_segments(const Queue& queue, const Work& work, void* workspace,
   }
 }
 
-void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows) {
+void Upload::step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows,
+                  const Sums* tracked) {
   if (work.segments.empty()) return;
   auto* const segments = static_cast<Segment*>(workspace);
   auto* const coefficients = reinterpret_cast<StepCoefficients<double>*>(segments + num_rows);
@@ -152,7 +155,9 @@ void Upload::step(const Queue& queue, const Work& work, void* workspace, std::si
   } else {
     std::copy(work.coefficients.begin(), work.coefficients.end(), arguments.few_coefficients);
   }
+  if (tracked != nullptr) arguments.sums = static_cast<double*>(tracked->scratch);
   if (blocks > 0) cuda::step(queue, work.types, work.amsgrad, arguments, blocks);
+  if (tracked != nullptr) fold_chunks(queue, work, *tracked);
 }
 
 }  // namespace radam::cuda

@@ -31,16 +31,24 @@ class CachedRange {
 // Knows the content of one workspace. A new workspace needs a new Upload.
 class Upload {
  public:
+  // What sums of squares of a launch need: the index of each segment's sum among `sums`, which lie
+  // in device memory, and scratch_bytes() of device memory.
+  struct Sums {
+    std::vector<std::int64_t> indices;
+    void* scratch;
+    double* sums;
+  };
+
   // Enqueues one step. workspace: device memory for `num_rows` segments, `num_rows` coefficients in
   // float64 and then the options. All data is passed in kernel arguments, so a replay of a captured
   // graph reads no host memory. A captured step needs its own workspace and Upload: each replay
-  // then writes the whole workspace.
-  void step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows);
+  // then writes the whole workspace. tracked: null, or where to sum the squares of the differences
+  // that the step makes to the stored parameters.
+  void step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows,
+            const Sums* tracked);
 
-  // Enqueues the sum of the squares of each segment's gradient. sums: device memory for the sums,
-  // which are written at `indices`. scratch: device memory of scratch_bytes().
-  void sum_squares(const Queue& queue, const Work& work, const std::vector<std::int64_t>& indices,
-                   void* workspace, void* scratch, double* sums);
+  // Enqueues the sum of the squares of each segment's gradient.
+  void sum_squares(const Queue& queue, const Work& work, void* workspace, const Sums& sums);
   static std::size_t scratch_bytes(const Work& work);
   // Another scratch follows, perhaps at the same address.
   void forget_rows() { rows_ = {}; }
@@ -48,6 +56,7 @@ class Upload {
  private:
   void set_segments(const Queue& queue, const Work& work, void* workspace,
                     StepArguments& arguments);
+  void fold_chunks(const Queue& queue, const Work& work, const Sums& sums);
 
   CachedRange segments_, options_, rows_;
   ChunkIndex<IndexEntry> index_;  // of segments_

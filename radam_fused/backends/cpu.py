@@ -38,7 +38,8 @@ class CpuLaunch(TableLaunch):
     def run(self) -> None:
         """See Launch.run."""
         if self.table.is_active():
-            _C.cpu_step(self.table, *self._how(), self.prefetch)
+            tracked, self._tracked = self._tracked or (), None
+            _C.cpu_step(self.table, *self._how(), self.prefetch, *tracked)
 
     def _how(self) -> tuple[int, str]:
         """The number of threads and the instruction set."""

@@ -67,19 +67,12 @@ class CudaLaunch(TableLaunch):
             return
         self._begin(len(first_of_group))
         stream = current_stream(self.kind.device)
-        size = _C.cuda_scratch_bytes(self.table)
         with as_current(self.kind.device):
             self._prepared = self._prepare(stream)
             workspace, upload = self._prepared
-            if self._capturing:
-                scratch = self._scratch.make(size)
-            else:
-                scratch, is_new = self._scratch.get(size, stream)
-                if is_new:
-                    upload.forget_rows()
-            upload.sum_squares(
-                self.table, first_of_group, sums, workspace, scratch, _handle(stream)
-            )
+            scratch = self._scratch_of_step(upload, stream)
+            handle = _handle(stream)
+            upload.sum_squares(self.table, workspace, handle, first_of_group, sums, scratch)
 
     def run(self) -> None:
         """See Launch.run."""
@@ -89,7 +82,22 @@ class CudaLaunch(TableLaunch):
         with as_current(self.kind.device):
             workspace, upload = self._prepared or self._prepare(stream)
             self._prepared = None
-            upload.step(self.table, workspace, _handle(stream))
+            tracked: tuple[Any, ...] = ()
+            if self._tracked is not None:
+                tracked = *self._tracked, self._scratch_of_step(upload, stream)
+                self._tracked = None
+            upload.step(self.table, workspace, _handle(stream), *tracked)
+
+    def _scratch_of_step(self, upload: Any, stream: Any) -> Tensor:
+        """Memory for the sums of the chunks."""
+        size = _C.cuda_scratch_bytes(self.table)
+        if self._capturing:
+            upload.forget_rows()
+            return self._scratch.make(size)
+        scratch, is_new = self._scratch.get(size, stream)
+        if is_new:
+            upload.forget_rows()
+        return scratch
 
     def _prepare(self, stream: Any) -> tuple[Tensor, Any]:
         """The workspace of a step, and what knows its content."""

@@ -64,6 +64,11 @@ def sqrt_rn(x: Tensor) -> Tensor:
     return rough + step
 
 
+def norms_of(square_sums: Tensor, scale: Tensor | float) -> Tensor:
+    """Norms from sums of squares of what was multiplied by a scale, as `rectification.clip`."""
+    return sqrt_rn(square_sums) / scale
+
+
 @lru_cache(maxsize=16)  # a schedule can change the weights
 def _weights(w: float, dtype: torch.dtype) -> tuple[float, float, float]:
     """The factors of a moment with weight w, rounded to the arithmetic type.
@@ -155,6 +160,7 @@ class EagerLaunch:
         self._found: list[tuple[Place, Tensor, Tensor, State]] = []
         self._misplaced: list[int] = []  # indices in it
         self._coefficients: list[Coefficients] = []
+        self._tracked: tuple[Sequence[int], Tensor] | None = None
 
     def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
         """See Launch.add."""
@@ -226,6 +232,18 @@ class EagerLaunch:
         for (group, index), param, grad, _ in self._found:
             sums[first_of_group[group] + index] = sum_squares(local(grad), local(param))
 
+    def track(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """See Launch.track."""
+        self._tracked = first_of_group, sums
+
+    @torch.no_grad()
+    def _sum_difference(self, place: Place, after: Tensor, before: Tensor) -> None:
+        assert self._tracked is not None
+        first_of_group, sums = self._tracked
+        dtype = arithmetic_dtype(after)
+        difference = after.to(dtype) - before.to(dtype)
+        sums[first_of_group[place[0]] + place[1]] = sum_squares(difference, after)
+
     def has_moved(self) -> bool:
         """See Launch.has_moved."""
         return self._has_moved
@@ -260,11 +278,14 @@ class EagerLaunch:
         """See Launch.run."""
         # autograd records the operations of DTensors, not those of their local tensors.
         part: Callable[[Any], Any] = (lambda x: x) if torch.is_grad_enabled() else local
-        for (_, param, grad, state), c in zip(self._found, self._coefficients, strict=True):
+        for (place, param, grad, state), c in zip(self._found, self._coefficients, strict=True):
+            before = local(param).detach().clone() if self._tracked else None
             exp_avg, exp_avg_sq = part(state["exp_avg"]), part(state["exp_avg_sq"])
             maximum = state["max_exp_avg_sq"] if "max_exp_avg_sq" in self.kind.state else None
             update_(part(param), part(grad), exp_avg, exp_avg_sq, part(maximum), c)
             if part(param) is not param:
                 torch.autograd.graph.increment_version(param)
             state["step"] += 1
+            if before is not None:
+                self._sum_difference(place, local(param).detach(), before)
         self.release()

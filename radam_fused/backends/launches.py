@@ -118,6 +118,14 @@ class Launch(Protocol):
             first_of_group: The index in it of the first parameter of each group.
         """
 
+    def track(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """Let the next `run` write the sums of the squares of the differences to each parameter.
+
+        Args:
+            sums: See `sum_squares`.
+            first_of_group: See `sum_squares`.
+        """
+
     def has_moved(self) -> bool:
         """Whether a tensor that the step writes lies at another address than at the last step."""
 
@@ -280,6 +288,7 @@ class TableLaunch:
         self.is_replayed = False
         self._size = 0  # bytes of the workspace that the step needs
         self._capturing = False
+        self._tracked: tuple[Sequence[int], Tensor] | None = None
         self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device)
         self.read = self.table.read
         self.misfit = self.table.misfit
@@ -318,6 +327,10 @@ class TableLaunch:
         if self.reducer is not None and step.clip is not None:
             return step.clip_on(self.kind.device)
         return None if step.host_clip is None else step.host_clip.coefficient
+
+    def track(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
+        """See Launch.track."""
+        self._tracked = first_of_group, sums
 
     def _begin(self, groups: int) -> None:
         self._size = self.table.workspace_bytes(groups)

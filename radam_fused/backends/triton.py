@@ -76,14 +76,9 @@ class TritonLaunch(TableLaunch):
             return
         self._begin(len(first_of_group))
         rows, sizes, numbers = table.fold_levels(first_of_group)
-        self._size += len(rows)
         with as_current(self.kind.device):
-            upload = self._prepared = self._upload_of_step()
-            if self._capturing:
-                scratch = self._scratch.make(8 * numbers)
-            else:
-                scratch, _ = self._scratch.get(8 * numbers, current_stream(self.kind.device))
-            scratch = scratch[: 8 * numbers]
+            upload = self._prepared = self._upload_of_step(len(rows))
+            scratch = self._scratch_of_step(numbers)
             levels = rows, sizes
             self._kernels.sum_squares(upload, segments, table.chunk_index, levels, scratch, sums)
 
@@ -98,21 +93,36 @@ class TritonLaunch(TableLaunch):
         if not table.is_active():
             return
         with as_current(self.kind.device):
-            upload = self._prepared or self._upload_of_step()
-            self._prepared = None
+            rows, tracked = b"", None
+            if self._tracked is not None:
+                first_of_group, sums = self._tracked
+                rows, sizes, numbers = table.fold_levels(first_of_group)
+                tracked = sizes, self._scratch_of_step(numbers), sums
+            upload = self._prepared or self._upload_of_step(len(rows))
+            self._prepared = self._tracked = None
             host_table = table.options if self.kind.counts_on_device else table.coefficients
             table.start()
             if segments := table.segments:
-                how = host_table, table.chunk_index, self._clipping
+                if rows:
+                    upload.copy_segments(segments, rows, table.chunk_index)
+                how = host_table, table.chunk_index, self._clipping, tracked
                 self._kernels.run(upload, segments, *how)
             self._clipping = None
             table.finish()
 
-    def _upload_of_step(self) -> Any:
-        return self._captured_upload() if self._capturing else self._kept_upload()
+    def _upload_of_step(self, more: int) -> Any:
+        """The tables of the step, with memory for some more bytes."""
+        size = self._kernels.workspace_bytes(self._size + more)
+        return self._captured_upload(size) if self._capturing else self._kept_upload(size)
 
-    def _kept_upload(self) -> Any:
-        size = self._kernels.workspace_bytes(self._size)
+    def _scratch_of_step(self, numbers: int) -> Tensor:
+        """Memory for float64 numbers."""
+        if self._capturing:
+            return self._scratch.make(8 * numbers)
+        scratch, _ = self._scratch.get(8 * numbers, current_stream(self.kind.device))
+        return scratch[: 8 * numbers]
+
+    def _kept_upload(self, size: int) -> Any:
         workspace, is_new = self._workspace.get(size, current_stream(self.kind.device))
         if is_new:
             self._upload = self._kernels.upload(workspace)
@@ -121,9 +131,8 @@ class TritonLaunch(TableLaunch):
             self._staging = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         return self._upload
 
-    def _captured_upload(self) -> Any:
+    def _captured_upload(self, size: int) -> Any:
         """An upload in the graph's memory pool, with staging memory from before the capture."""
-        size = self._kernels.workspace_bytes(self._size)
         if self._staging is None or self._staging.numel() < size:
             raise RuntimeError(
                 "backend='triton' cannot capture this step: it has no pinned memory for it. Run "

@@ -107,6 +107,12 @@ class Gpu:
         torch.cuda.synchronize()
 
 
+def cuda_ptx(monkeypatch):
+    from .ptx.cuda import CudaPtx
+
+    return CudaPtx(monkeypatch)
+
+
 def triton_ptx(monkeypatch):
     pytest.importorskip("triton")
     from .ptx.triton import TritonPtx

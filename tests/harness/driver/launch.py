@@ -23,7 +23,7 @@ class Launch(ctypes.Structure):
         ("kernel", ctypes.c_char * 32),
         *((field, ctypes.c_uint) for field in FIELDS),
         ("stream", ctypes.c_uint64),
-        ("arguments", ctypes.c_uint64 * 4),
+        ("arguments", ctypes.c_uint64 * 5),
     ]
 
 
@@ -59,12 +59,12 @@ def main(library: str, counter: str) -> None:
     upload = kernels.upload(torch.zeros(kernels.workspace_bytes(10_000), dtype=torch.uint8))
     rows = [(1000, 0, 0, 0), (3000, 1024, 1, 0)]
     segments = b"".join(struct.pack(f"{len(ROLES)}q4q", *[0] * len(ROLES), *row) for row in rows)
-    table = bytes(8 * (len(OPTION_NAMES) + 4) if counts else 2 * 32)
+    table = bytes(8 * (len(OPTION_NAMES) + 5) if counts else 2 * 32)
     kernels.run(upload, segments, table, lambda most: (struct.pack("2i", 0, 1), 3))
 
     count = ctypes.c_int.in_dll(driver, "num_launches").value
     found = (Launch * 64).in_dll(driver, "launches")[:count]
-    tensors = ("segments", "index", "options", "coefficients")
+    tensors = ("segments", "index", "given", "coefficients")
     shown = {name: getattr(upload, name).data_ptr() for name in tensors}
     shown["index_shift"] = upload.index_shift
     shown["launches"] = [

@@ -47,7 +47,7 @@ void prologue(const Queue&, const PrologueArguments& arguments) {
 
 void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
           std::int64_t blocks) {
-  enqueue([=, kernel = step_kernel_for(types, amsgrad)] {
+  enqueue([=, kernel = step_kernel_for(types, amsgrad, arguments.sums != nullptr)] {
     the_blocks = blocks;
     kernel(arguments);
   });
@@ -55,30 +55,19 @@ void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArgum
 
 namespace {
 
-// A block folds the numbers of its threads, in descending order of the blocks.
-template <typename Number>
-void run_folds(std::int64_t blocks, const Number& number,
-               const std::function<void(std::int64_t, double)>& keep) {
-  for (std::int64_t block = blocks; block-- > 0;) {
-    double numbers[kSumThreads];
-    for (int t = kSumThreads; t-- > 0;) numbers[t] = number(block, t);
-    for (int width = kSumThreads / 2; width > 0; width /= 2) {
-      for (int t = 0; t < width; ++t) numbers[t] += numbers[t + width];
-    }
-    keep(block, numbers[0]);
-  }
-}
-
 template <typename G>
-void run_sums(const SumArguments& a, std::int64_t blocks) {
+void run_sums(const StepArguments& a, std::int64_t blocks) {
   run_folds(
-      blocks, [&](std::int64_t block, int t) { return sum_thread<G>(a, block, t); },
+      blocks,
+      [&](std::int64_t block, double* numbers) {
+        for (int t = kSumThreads; t-- > 0;) numbers[t] = sum_thread<G>(a, block, t);
+      },
       [&](std::int64_t block, double sum) { a.sums[block] = sum; });
 }
 
 }  // namespace
 
-void sum(const Queue&, const SegmentTypes& types, const SumArguments& arguments,
+void sum(const Queue&, const SegmentTypes& types, const StepArguments& arguments,
          std::int64_t blocks) {
   enqueue([=, gradient = types.of[role::grad]] {
     switch (gradient) {
@@ -98,8 +87,9 @@ void fold(const Queue&, const FoldArguments& arguments, std::int64_t blocks) {
   enqueue([=] {
     run_folds(
         blocks,
-        [&](std::int64_t block, int t) {
-          return fold_thread(arguments, row_of(arguments, block), t);
+        [&](std::int64_t block, double* numbers) {
+          const FoldRow row = row_of(arguments, block);
+          for (int t = kSumThreads; t-- > 0;) numbers[t] = fold_thread(arguments, row, t);
         },
         [&](std::int64_t block, double sum) { arguments.to[row_of(arguments, block).to] = sum; });
   });
@@ -115,14 +105,8 @@ void round(const Queue&, const RoundArguments& arguments) {
   });
 }
 
-void run_blocks(void (*thread)(const StepArguments&, std::int64_t, int),
-                const StepArguments& arguments) {
-  const int threads = the_fault == Fault::one_thread_less ? kThreads - 1 : kThreads;
-  for (std::int64_t block = the_blocks; block-- > 0;) {
-    if (the_fault == Fault::last_block_left_out && block == the_blocks - 1) continue;
-    for (int t = threads; t-- > 0;) thread(arguments, block, t);
-    if (the_fault == Fault::a_thread_twice) thread(arguments, block, 0);
-  }
+std::int64_t num_blocks() {
+  return the_blocks;
 }
 
 void HostGraph::begin() {
@@ -144,6 +128,10 @@ std::int64_t launches() {
 
 void set_fault(Fault fault) {
   the_fault = fault;
+}
+
+Fault fault() {
+  return the_fault;
 }
 
 }  // namespace radam::cuda

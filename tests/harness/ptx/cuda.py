@@ -26,11 +26,11 @@ _THREADS = 128
 
 # The kernel arguments of csrc/cuda/grid.h.
 FEW_COEFFICIENTS_BYTES = 256
-FEW_SEGMENTS = (4096 - 32 - FEW_COEFFICIENTS_BYTES) // SEGMENT.itemsize
+FEW_SEGMENTS = (4096 - 48 - FEW_COEFFICIENTS_BYTES) // SEGMENT.itemsize
 STEP = np.dtype(
     [
         *(("segments", "u8"), ("coefficients", "u8"), ("num_segments", "i8")),
-        *(("index_shift", "i4"), ("index_scale", "i4")),
+        *(("index_shift", "i4"), ("index_scale", "i4"), ("sums", "u8"), ("gap", "u1", 8)),
         ("few_segments", SEGMENT, FEW_SEGMENTS),  # or the index
         ("few_coefficients", "u1", FEW_COEFFICIENTS_BYTES),
     ]
@@ -44,7 +44,6 @@ PROLOGUE = np.dtype(
     ]
 )
 # The kernel arguments of csrc/cuda/sums.h.
-SUM = np.dtype([("table", STEP), ("sums", "u8"), ("padding", "u1", 8)])
 FOLD = np.dtype([("from", "u8"), ("rows", "u8"), ("to", "u8"), ("numel", "i8")])
 CLIP_ARGUMENTS = np.dtype(
     [
@@ -73,8 +72,9 @@ class CudaPtx(PtxBackend):
         use_extension(module, monkeypatch)
         module.set_launcher(self._enqueue)
 
-    def step_kernel(self, dtypes, amsgrad):
-        return self.kernel_of(self._texts[dtypes, amsgrad], _THREADS)
+    def step_kernel(self, dtypes, amsgrad, tracked=False):
+        name = (dtypes, amsgrad, "tracked") if tracked else (dtypes, amsgrad)
+        return self.kernel_of(self._texts[name], _THREADS)
 
     def prologue_kernel(self, counter, dtype=None):
         """The prologue kernel, which serves both dtypes of counters and of coefficients."""
@@ -127,7 +127,10 @@ class CudaPtx(PtxBackend):
         if at := int(given["coefficients"]):
             self.workspaces.coefficients(memory, at, segments, arithmetic(dtypes[0]))
         add_arrays(memory, segments, [dtype.itemsize for dtype in dtypes], amsgrad)
-        self.step_kernel(dtypes, amsgrad).run(blocks, arguments, memory)
+        tracked = bool(given["sums"])
+        if tracked:
+            self._add_sums(memory, given, blocks)
+        self.step_kernel(dtypes, amsgrad, tracked).run(blocks, arguments, memory)
 
     def _segments(self, memory, table):
         """The segments of StepArguments."""
@@ -137,11 +140,15 @@ class CudaPtx(PtxBackend):
         return table["few_segments"][:num_segments]
 
     def _sum(self, dtypes, blocks, arguments):
-        [given] = np.frombuffer(arguments, SUM)
+        [given] = np.frombuffer(arguments, STEP)
         memory = Memory()
-        add_gradients(memory, self._segments(memory, given["table"]), dtypes[1].itemsize)
-        self.workspaces.table(memory, "sums", int(given["sums"]), np.dtype("f8"), blocks, True)
+        add_gradients(memory, self._segments(memory, given), dtypes[1].itemsize)
+        self._add_sums(memory, given, blocks)
         self.sum_kernel(dtypes[1]).run(blocks, arguments, memory)
+
+    def _add_sums(self, memory, given, blocks):
+        at = int(given["sums"])
+        self.workspaces.table(memory, "sums", at, np.dtype("f8"), blocks, True)
 
     def sum_kernel(self, dtype):
         """The kernel that sums the squares of gradients."""

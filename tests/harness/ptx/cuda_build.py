@@ -98,16 +98,17 @@ def _plain(names):
 
 @cache
 def texts():
-    """The PTX of each kernel: step kernels by dtypes and amsgrad, the others by name."""
+    """The PTX of each kernel: step kernels by dtypes, amsgrad and "tracked", the others by name."""
     found = {}
     for module in compiled():
         head, *kernels = re.split(r"(?=^(?:\.visible )?\.entry )", module, flags=re.M)
         names = [re.search(r"\.entry\s+([\w$]+)", kernel)[1] for kernel in kernels]
         for name, kernel in zip(_plain(names), kernels, strict=True):
-            if step := re.search(r"step_kernel<(.+), (.+), (.+), (?:\(bool\))?(\w+)>", name):
-                *types, amsgrad = step.groups()
+            if step := re.search(r"(\w+)_kernel<(.+), (.+), (.+), (?:\(bool\))?(\w+)>", name):
+                kind, *types, amsgrad = step.groups()
                 dtypes = tuple(TYPES[ty.rpartition(":")[2]] for ty in types)
-                found[dtypes, amsgrad in ("true", "1")] = head + kernel
+                key = dtypes, amsgrad in ("true", "1")
+                found[key if kind == "step" else (*key, kind)] = head + kernel
             elif sums := re.search(r"sum_kernel<(.+)>", name):
                 found["sum", TYPES[sums[1].rpartition(":")[2]]] = head + kernel
             else:

@@ -44,7 +44,7 @@ void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArgum
   launch("step", arguments, blocks, types, amsgrad);
 }
 
-void sum(const Queue&, const SegmentTypes& types, const SumArguments& arguments,
+void sum(const Queue&, const SegmentTypes& types, const StepArguments& arguments,
          std::int64_t blocks) {
   launch("sum", arguments, blocks, types);
 }

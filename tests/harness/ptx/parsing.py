@@ -54,7 +54,7 @@ def parse(text):
     if re.search(r"^\s*\.(?:visible\s+)?(?:global|const)\b", text, re.M):
         raise PtxError("variables of a module are not known")
     shared = re.findall(r"\.extern\s+\.shared[^;]*?([\w$]+)\[\]\s*;", text)
-    static = re.findall(r"^\.shared\s+\.align \d+ \.b8 ([\w$]+)\[(\d+)\];", text, re.M)
+    static = re.findall(r"^\s*\.shared\s+\.align \d+ \.b8 ([\w$]+)\[(\d+)\];", text, re.M)
     if len(shared) + len(static) > 1:
         raise PtxError("several variables in shared memory are not known")
     kernels = {}
@@ -126,6 +126,8 @@ def _parse_statement(kernel, text, line, scope):
             for register in each:
                 kernel.declare(register, BITS[ty[1:]])
         return
+    if text.startswith(".shared "):
+        return  # parse() has found it
     if text.startswith("."):
         raise PtxError(f"line {line}: a directive that is not known: {text}")
     if scope:

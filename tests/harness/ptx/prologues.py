@@ -7,11 +7,12 @@ from radam_fused.rectification import coefficients
 
 from ...test_graphs import drawn_options
 from .memory import Memory
-from .tables import COEFFICIENTS, OPTIONS, SEGMENT, TABLES
+from .tables import CLIP, COEFFICIENTS, OPTIONS, SEGMENT, TABLES
 
 _COUNTERS, _NUMBERS = 0x1_0000_0000, 0x2_0000_0000
 _POISON = 777.25
 _SKIPPED = 3
+_CLIP = {"norm": 3.5, "coefficient": 0.37}
 
 
 class _Numbers:
@@ -29,7 +30,7 @@ class _Numbers:
         return address, float(number[0])
 
 
-def _drawn_group(draw, numbers, found_inf, row):
+def _drawn_group(draw, numbers, found_inf, clip, row):
     """Fill a row of DeviceOptions; returns the arguments for the function of the host."""
     values, flags = drawn_options(draw)
     if draw.random() < 0.3:  # so that every term of the exact variance matters
@@ -49,11 +50,14 @@ def _drawn_group(draw, numbers, found_inf, row):
     if found_inf is not None:
         row["found_inf_at"], _ = numbers.add("found_inf", found_inf, "f4")
     given = {**values, **flags, "lr": lr, "grad_scale": scale}
+    if clip is not None:
+        row["clip_at"] = clip
+        given["clip_coefficient"] = _CLIP["coefficient"]
     given["betas"] = given.pop("beta1"), given.pop("beta2")
     return given
 
 
-def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None):
+def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None, skips=None):
     """Assert that a prologue counts, and gives the coefficients of the host bit for bit.
 
     Args:
@@ -62,11 +66,16 @@ def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None):
         counter: The dtype of the counters.
         dtype: The dtype of the coefficients.
         found_inf: Whether a gradient overflowed, as a number; None: nobody asked.
+        skips: Whether the norm of the gradients skips the step; None: no norm was taken.
     """
     memory = Memory()
     numbers = _Numbers(memory)
     options = np.zeros(draw.randrange(1, 9), OPTIONS)
-    groups = [_drawn_group(draw, numbers, found_inf, row) for row in options]
+    clip = None
+    if skips is not None:
+        clip, given = 0x3_0000_0008, np.array([(*_CLIP.values(), skips)], CLIP)
+        memory.allocate("clip", clip, given, False)
+    groups = [_drawn_group(draw, numbers, found_inf, clip, row) for row in options]
     before = np.array(counts, str(counter).removeprefix("torch.")) - 1
     at = _COUNTERS + before.itemsize
     counters = memory.allocate("counters", at, before, True)
@@ -87,7 +96,7 @@ def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None):
     after = memory.read(counters, before.dtype)
     results = memory.read(table, row_type)
     overflows = found_inf is not None and found_inf != 0
-    skipped = ~(np.isfinite(before) & (before >= 0)) | overflows
+    skipped = ~(np.isfinite(before) & (before >= 0)) | overflows | bool(skips)
     np.testing.assert_array_equal(after, np.where(skipped, before, before + 1))
     unchanged = poison.view(row_type)[0]
     used = row_type.fields["update"][1] + 4  # bytes of a row

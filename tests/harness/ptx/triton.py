@@ -111,7 +111,20 @@ class Driver:
         self._backend.stream.enqueue(run)
 
     def _step_kernel(
-        self, memory, programs, segments, index, index_shift, coefficients, P, G, M, AMSGRAD, **_
+        self,
+        memory,
+        programs,
+        segments,
+        index,
+        index_shift,
+        coefficients,
+        sums,
+        P,
+        G,
+        M,
+        AMSGRAD,
+        TRACKS,
+        **_,
     ):
         workspaces = self._backend.workspaces
         count = (programs - 1 >> index_shift) + 2
@@ -120,6 +133,8 @@ class Driver:
         dtype = torch.float64 if tl.float64 == P else torch.float32
         workspaces.coefficients(memory, coefficients.address, segments, dtype)
         add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD)
+        if TRACKS:
+            workspaces.table(memory, "sums", sums.address, np.dtype("f8"), programs, True)
 
     def _sum_kernel(self, memory, programs, segments, index, index_shift, sums, G):
         workspaces = self._backend.workspaces
@@ -215,7 +230,8 @@ class TritonPtx(PtxBackend):
         for name, rows in tables.items():
             memory.allocate(name, TABLES[name], rows, False)
         kernel = self.step_kernel(dtypes, amsgrad)
-        given = TABLES["segments"], TABLES["index"], shift, TABLES["coefficients"]
+        at = TABLES["coefficients"]
+        given = TABLES["segments"], TABLES["index"], shift, at, at  # the last one is not used
         kernel.run(grid, pack(kernel, given), memory, blocks)
 
     def run_prologue(self, memory, count, counter, dtype, *tables):

@@ -1,0 +1,139 @@
+"""Measures steps that clip: against clip_grad_norm_ before a step, and against a step alone."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import clip_grad_norm_
+
+from radam_fused import FusedRAdam
+from radam_fused.benchmark.timing import Step, interleave, timings
+
+from .cases import CASES as MODELS
+from .cases import MANY, Shapes
+from .machine import RESULTS, machine
+from .page import write
+from .rivals import CLIP_ADAMW, CLIPPED, FUSED_ADAMW, OURS, parameters
+from .sharded import PROCESSES, shards, time_shapes
+from .tables import Target, table, targets_table
+
+CLIP_OURS = f"clip_grad_norm_, {OURS}"
+TRACKED = f"{OURS} track_update_norm"
+NORM, READ = "the norm alone", "torch.sum of each gradient"
+
+GPT2, DTENSORS = "GPT-2 124M", "300 DTensors of 64x16"
+CASES: dict[str, Shapes] = {
+    GPT2: MODELS[GPT2],
+    MANY: MODELS[MANY],
+    DTENSORS: [(64, 16)] * 300,
+}
+ROUNDS = {GPT2: 41, MANY: 201, DTENSORS: 201}
+
+TARGETS = [
+    Target(GPT2, CLIPPED, CLIP_ADAMW, 0.84),
+    Target(GPT2, CLIPPED, OURS, 1.20),
+    Target(GPT2, TRACKED, OURS, 1.05),
+    Target(GPT2, NORM, READ, 0.93, is_share_of_bandwidth=True),
+    Target(MANY, CLIPPED, CLIP_ADAMW, 0.25),
+    Target(DTENSORS, CLIPPED, CLIP_ADAMW, 0.10),
+]
+
+Parameters = list[torch.nn.Parameter]
+
+
+def _after_clipping(params: Parameters, optimizer: torch.optim.Optimizer) -> Step:
+    def step() -> None:
+        clip_grad_norm_(params, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _norm_alone(params: Parameters) -> Step:
+    """What a step that clips does before it runs, with all checks of its tensors."""
+    optimizer = FusedRAdam(params, max_grad_norm=1.0, backend="cpu")
+    optimizer.step()
+    [launch] = optimizer._plan.launches
+    sums = torch.zeros(len(params), dtype=torch.float64)
+
+    def step() -> None:
+        launch.read(optimizer.param_groups, optimizer.state, True)
+        launch.sum_squares(sums, [0])
+        launch.release()
+
+    return step
+
+
+def _read(params: Parameters) -> Step:
+    return lambda: [p.grad.sum() for p in params if p.grad is not None]
+
+
+def steps_of(params: Parameters, others: Parameters) -> dict[str, Step]:
+    """The steps of this benchmark, by name; torch clips the gradients of the others."""
+    return {
+        CLIPPED: FusedRAdam(params, max_grad_norm=1.0, backend="cpu").step,
+        OURS: FusedRAdam(params, backend="cpu").step,
+        TRACKED: FusedRAdam(params, track_update_norm=True, backend="cpu").step,
+        CLIP_OURS: _after_clipping(others, FusedRAdam(others, backend="cpu")),
+        CLIP_ADAMW: _after_clipping(others, torch.optim.AdamW(others, fused=True)),
+        FUSED_ADAMW: torch.optim.AdamW(others, fused=True).step,
+    }
+
+
+def sharded_steps(shapes: Shapes, mesh: DeviceMesh) -> dict[str, Step]:
+    """The steps on DTensors, by name."""
+    return steps_of(shards(shapes, mesh), shards(shapes, mesh))
+
+
+def time_case(case: str, shapes: Shapes, rounds: int) -> dict[str, Any]:
+    """Time every step of a case on plain tensors."""
+    warnings.simplefilter("ignore")
+    params, others = parameters(shapes), parameters(shapes)
+    steps = steps_of(params, others) | {NORM: _norm_alone(params), READ: _read(params)}
+    found = interleave(steps, rounds, case)
+    return {name: timing._asdict() for name, timing in found.items()}
+
+
+def _measured(case: str) -> dict[str, Any]:
+    if case == DTENSORS:
+        return time_shapes(CASES[case], ROUNDS[case], case, sharded_steps)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(time_case, [case, CASES[case], ROUNDS[case]])
+
+
+def measure(folder: Path) -> None:
+    """Run the benchmark and write clipping.json, and the page about bench/results."""
+    where = machine() | {"processes": {DTENSORS: PROCESSES}}
+    seconds = {case: _measured(case) for case in CASES}
+    results = {case: timings(section) for case, section in seconds.items()}
+    for case, found in results.items():
+        print(f"\n{table(case, found)}")
+    checked = [
+        t.check(results[t.case][t.ours], results[t.case][t.rival], f"{t.ours} / {t.rival}")
+        for t in TARGETS
+    ]
+    print(f"\n{targets_table(checked)}")
+    record = {"machine": where, "seconds": seconds, "targets": checked}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "clipping.json").write_text(json.dumps(record, indent=2) + "\n")
+    if folder.resolve() == RESULTS:
+        write(folder)
+    print(f"\nwritten: clipping.json in {folder}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.clipping", description=__doc__)
+    out = os.environ.get("OUT", RESULTS)
+    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
+    measure(parser.parse_args(arguments).out)
+
+
+if __name__ == "__main__":
+    main()
