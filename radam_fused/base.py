@@ -132,6 +132,7 @@ class FusedOptimizer(Clipping, Optimizer):
             group = self.param_groups[count]
             self._options.drop_defaults(group, keep=self.defaults)
             self._options.check(group)
+            self._check_no_settings(group, count)
             backends.check_options(self.backend, group["differentiable"], group["capturable"])
             if self.flatten:
                 self._flatten(count)

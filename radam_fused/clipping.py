@@ -1,5 +1,6 @@
 """What an optimizer has for the norm of its gradients: its settings, and the last results."""
 
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
@@ -35,6 +36,19 @@ class Clipping:
             for name, default in DEFAULTS.items()
             if self.__dict__.get(name, default) is not default
         }
+
+    def _check_no_settings(self, group: Mapping[str, Any], index: int) -> None:
+        """Check that a group has no setting of its own. ZeRO-1 copies those of the optimizer.
+
+        Raises:
+            ValueError: It has one.
+        """
+        for name in DEFAULTS:
+            if name in group and group[name] is not getattr(self, name):
+                raise ValueError(
+                    f"parameter group {index} has {name}={group[name]!r}, expected it as an "
+                    "argument of the optimizer: it is no option of a group"
+                )
 
     def _count_on_device(self) -> None:
         """Count the steps where the parameters are, if the norm decides which of them count."""

@@ -113,6 +113,7 @@ class Norms:
         self.of_update = _Norm()
         self._skipped = 0  # steps, by the host
         self._update_sums: dict[torch.device, Tensor] = {}
+        self._failures: list[tuple[Tensor, Any]] = []  # numbers on their way to the host, events
 
     def measure(
         self, launches: Launches, step: Step, settings: NormSettings, spread: Spread
@@ -132,6 +133,7 @@ class Norms:
                 process failed.
         """
         norm, (first_of_group, count) = self.of_gradients, _indices(step.groups)
+        self._raise_late()
         sums: dict[torch.device, Tensor] = {}
         for launch in launches:
             device = launch.kind.device
@@ -144,8 +146,7 @@ class Norms:
         options = settings.max_norm, settings.skip_above, settings.skips_nonfinite
         scale: Tensor | float = 1.0
         if reducer is None:
-            if failed is not None and failed.item() > 0:
-                raise RuntimeError("another process failed to read its parameters for this step")
+            _raise_if(failed)
             scale = 1.0 if step.host_scale is None else step.host_scale
             clip = rectification.clip(total.item(), scale, *options)
             step.clip = clip
@@ -157,6 +158,7 @@ class Norms:
             step.clip = norm.state(device)
             reducer.clip(total, on_device, failed, options, step.clip)
             norm.keep(step.clip)
+            self._note(failed)
         if settings.per_parameter:
             norm.keep_each(spread.each(numbers), scale)
         if settings.raises and not (step.host_clip and step.host_clip.norm < inf):
@@ -167,6 +169,24 @@ class Norms:
             )
         if reducer is None:
             self._skipped += step.is_skipped
+
+    def _note(self, failed: Tensor | None) -> None:
+        """Remember the number of processes that failed. The device has skipped the step if any."""
+        if failed is None or backends.is_capturing(failed.device):
+            return
+        if failed.device.type == "cpu":
+            _raise_if(failed)
+            return
+        copied = torch.empty((), dtype=failed.dtype, device=CPU, pin_memory=True)
+        copied.copy_(failed, non_blocking=True)
+        event = torch.get_device_module(failed.device).Event()
+        event.record()
+        self._failures.append((copied, event))
+
+    def _raise_late(self) -> None:
+        """Raise if another process failed at an earlier step, as far as it is known."""
+        while self._failures and self._failures[0][1].query():
+            _raise_if(self._failures.pop(0)[0])
 
     def track(self, launches: Launches, groups: Groups) -> None:
         """Let the launches sum the squares of the differences that they will make."""
@@ -204,6 +224,11 @@ class Norms:
         for count in self.of_gradients.skipped():
             total = total.to(count.device, non_blocking=True) + count
         return total
+
+
+def _raise_if(failed: Tensor | None) -> None:
+    if failed is not None and failed.item() > 0:
+        raise RuntimeError("another process failed to read its parameters for this step")
 
 
 def _indices(groups: Groups) -> tuple[list[int], int]:

@@ -312,3 +312,36 @@ def test_clipping_before_unscaling_is_noticed():
     step_both([plain], grads)
     with pytest.raises(AssertionError):
         assert_same_run(ours, plain)
+
+
+def test_a_group_has_no_settings_of_its_own():
+    p, q = parameters((2,), (3,))
+    with pytest.raises(ValueError, match=r"parameter group 0 has max_grad_norm=1\.0.*argument of"):
+        FusedRAdam([{"params": [p], "max_grad_norm": 1.0}])
+    optimizer = FusedRAdam([p], max_grad_norm=1.0)
+    with pytest.raises(ValueError, match="parameter group 1 has skip_nonfinite=True"):
+        optimizer.add_param_group({"params": [q], "skip_nonfinite": True})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [q], "max_grad_norm": 1.0})  # as ZeRO-1 does
+
+
+class OnAnotherDevice:
+    """The event of a copy from a device that has ended, or not."""
+
+    def __init__(self, is_done):
+        self.query = lambda: is_done
+
+
+def test_a_failure_of_another_process_is_reported_once_it_is_known():
+    [p] = parameters((2,))
+    optimizer = FusedRAdam([p], max_grad_norm=1.0)
+    p.grad = torch.ones(2)
+    for is_done in (False, True):
+        optimizer._norms._failures = [(torch.tensor(1.0), OnAnotherDevice(is_done))]
+        before = p.detach().clone()
+        if is_done:
+            with pytest.raises(RuntimeError, match="another process failed"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert torch.equal(p, before) == is_done
