@@ -134,9 +134,9 @@ class Spread:
         sent = numbers.to(self._device)
         _check_backend(over, sent.device)
         size = distributed.get_world_size(over)
-        found = sent.new_empty(size * sent.numel())
-        distributed.all_gather_into_tensor(found, sent, group=over)
-        return fold_rows(found.view(size, -1).to(numbers.device))
+        found = sent.new_empty(size, sent.numel())
+        distributed.all_gather(list(found), sent, group=over)
+        return fold_rows(found.to(numbers.device))
 
 
 def _in_order(numbers: Sequence[Tensor]) -> Tensor:

@@ -73,6 +73,7 @@ struct Arrays {
   T* param;
   const T* grad;
   T *exp_avg, *exp_avg_sq, *max_exp_avg_sq;
+  T* differences = nullptr;  // receives what an update adds to the parameters, if it is tracked
 };
 
 // Reads the arrays of a segment as the arithmetic type, and writes them back.
@@ -118,13 +119,14 @@ class Storage {
   Window<T> windows_[kRoles];
 };
 
-template <Update update, bool l2, bool amsgrad, bool prefetch, typename T>
+template <Update update, bool l2, bool amsgrad, bool prefetch, bool tracked, typename T>
 void loop(const Arrays<T>& arrays, std::int64_t numel, const Coefficients<T>& coefficients) {
-  const auto [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq] = arrays;
+  const auto [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, differences] = arrays;
   const Coefficients<T> c = coefficients;
   const auto update_range = [=](std::int64_t from, std::int64_t to) {
 #pragma omp simd
     for (std::int64_t i = from; i < to; ++i) {
+      const T before = param[i];
       if constexpr (amsgrad) {
         update_element<update, l2, true>(param[i], grad[i], exp_avg[i], exp_avg_sq[i],
                                          max_exp_avg_sq[i], c);
@@ -132,6 +134,7 @@ void loop(const Arrays<T>& arrays, std::int64_t numel, const Coefficients<T>& co
         T unused{};
         update_element<update, l2, false>(param[i], grad[i], exp_avg[i], exp_avg_sq[i], unused, c);
       }
+      if constexpr (tracked) differences[i] = param[i] - before;
     }
   };
   std::int64_t i = 0;
@@ -154,15 +157,15 @@ void loop(const Arrays<T>& arrays, std::int64_t numel, const Coefficients<T>& co
 template <typename T>
 using Loop = void (*)(const Arrays<T>&, std::int64_t, const Coefficients<T>&);
 
-template <typename T, bool l2, bool amsgrad, bool prefetch>
+template <typename T, bool l2, bool amsgrad, bool prefetch, bool tracked>
 Loop<T> loop_of(Update update) {
   switch (update) {
     case Update::none:
-      return loop<Update::none, l2, amsgrad, prefetch, T>;
+      return loop<Update::none, l2, amsgrad, prefetch, tracked, T>;
     case Update::momentum:
-      return loop<Update::momentum, l2, amsgrad, prefetch, T>;
+      return loop<Update::momentum, l2, amsgrad, prefetch, tracked, T>;
     case Update::rectified:
-      return loop<Update::rectified, l2, amsgrad, prefetch, T>;
+      return loop<Update::rectified, l2, amsgrad, prefetch, tracked, T>;
     case Update::skipped:
       break;  // only the prologue of a device sets it
   }
@@ -187,8 +190,8 @@ void step_segment(const Tables& tables, const Segment& segment, std::int64_t beg
   const StepCoefficients<T>& step = rows[segment.coefficients_index];
   Storage<T> storage(tables.types, segment);
   const bool is_native = storage.is_native();
-  const Loop<T> run =
-      choose<T>(step.update, step.values.l2 != 0, tables.amsgrad, tables.prefetch && is_native);
+  const Loop<T> run = choose<T>(step.update, step.values.l2 != 0, tables.amsgrad,
+                                tables.prefetch && is_native, false);
   const std::int64_t tile = is_native ? end - begin : kTile;
   for (std::int64_t at = begin; at < end; at += tile) {
     const std::int64_t numel = smaller(tile, end - at);
@@ -219,6 +222,16 @@ double step_chunk(const Tables& tables, const Segment& segment, std::int64_t off
   alignas(64) T before[kSumChunk], after[kSumChunk];
   const void* const param = segment.at[role::param];
   const DType stored = tables.types.of[role::param];
+  Storage<T> storage(tables.types, segment);
+  if (storage.is_native()) {  // the loop itself notes the differences
+    const StepCoefficients<T>& step =
+        static_cast<const StepCoefficients<T>*>(tables.coefficients)[segment.coefficients_index];
+    Arrays<T> arrays = storage.load(offset, numel);
+    arrays.differences = after;
+    choose<T>(step.update, step.values.l2 != 0, tables.amsgrad, tables.prefetch, true)(
+        arrays, numel, step.values);
+    return fold_squares(numel, [&](std::int64_t i) { return after[i]; });
+  }
   copy(before, param, stored, offset, numel);
   step_segment<T>(tables, segment, offset, offset + numel);
   copy(after, param, stored, offset, numel);
