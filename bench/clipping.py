@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ TRACKED = f"{OURS} track_update_norm"
 NORM, READ = "the norm alone", "torch.sum of each gradient"
 
 GPT2, DTENSORS = "GPT-2 124M", "300 DTensors of 64x16"
+ALONE = f"{DTENSORS}, one process"
 CASES: dict[str, Shapes] = {
     GPT2: MODELS[GPT2],
     MANY: MODELS[MANY],
     DTENSORS: [(64, 16)] * 300,
+    ALONE: [(64, 16)] * 300,
 }
-ROUNDS = {GPT2: 41, MANY: 201, DTENSORS: 201}
+ROUNDS = {GPT2: 41, MANY: 201, DTENSORS: 201, ALONE: 201}
 
 TARGETS = [
     Target(GPT2, CLIPPED, CLIP_ADAMW, 0.84),
@@ -41,7 +44,7 @@ TARGETS = [
     Target(GPT2, TRACKED, OURS, 1.05),
     Target(GPT2, NORM, READ, 0.93, is_share_of_bandwidth=True),
     Target(MANY, CLIPPED, CLIP_ADAMW, 0.25),
-    Target(DTENSORS, CLIPPED, CLIP_ADAMW, 0.10),
+    *(Target(case, CLIPPED, CLIP_ADAMW, 0.10) for case in (DTENSORS, ALONE)),
 ]
 
 Parameters = list[torch.nn.Parameter]
@@ -74,35 +77,42 @@ def _read(params: Parameters) -> Step:
     return lambda: [p.grad.sum() for p in params if p.grad is not None]
 
 
-def steps_of(params: Parameters, others: Parameters) -> dict[str, Step]:
-    """The steps of this benchmark, by name; torch clips the gradients of the others."""
-    return {
-        CLIPPED: FusedRAdam(params, max_grad_norm=1.0, backend="cpu").step,
-        OURS: FusedRAdam(params, backend="cpu").step,
-        TRACKED: FusedRAdam(params, track_update_norm=True, backend="cpu").step,
-        CLIP_OURS: _after_clipping(others, FusedRAdam(others, backend="cpu")),
-        CLIP_ADAMW: _after_clipping(others, torch.optim.AdamW(others, fused=True)),
-        FUSED_ADAMW: torch.optim.AdamW(others, fused=True).step,
+def steps_of(make: Callable[[], Parameters]) -> dict[str, Step]:
+    """The steps of this benchmark, by name, each on its own tensors.
+
+    A step on the tensors of the step before would find small ones in the cache.
+    """
+    clipped, tracked = {"max_grad_norm": 1.0}, {"track_update_norm": True}
+    steps = {
+        name: FusedRAdam(make(), backend="cpu", **options).step
+        for name, options in ((CLIPPED, clipped), (OURS, {}), (TRACKED, tracked))
+    }
+    ours, theirs = make(), make()
+    return steps | {
+        CLIP_OURS: _after_clipping(ours, FusedRAdam(ours, backend="cpu")),
+        CLIP_ADAMW: _after_clipping(theirs, torch.optim.AdamW(theirs, fused=True)),
+        FUSED_ADAMW: torch.optim.AdamW(make(), fused=True).step,
     }
 
 
 def sharded_steps(shapes: Shapes, mesh: DeviceMesh) -> dict[str, Step]:
     """The steps on DTensors, by name."""
-    return steps_of(shards(shapes, mesh), shards(shapes, mesh))
+    return steps_of(lambda: shards(shapes, mesh))
 
 
 def time_case(case: str, shapes: Shapes, rounds: int) -> dict[str, Any]:
     """Time every step of a case on plain tensors."""
     warnings.simplefilter("ignore")
-    params, others = parameters(shapes), parameters(shapes)
-    steps = steps_of(params, others) | {NORM: _norm_alone(params), READ: _read(params)}
+    steps = steps_of(lambda: parameters(shapes))
+    steps |= {NORM: _norm_alone(parameters(shapes)), READ: _read(parameters(shapes))}
     found = interleave(steps, rounds, case)
     return {name: timing._asdict() for name, timing in found.items()}
 
 
 def _measured(case: str) -> dict[str, Any]:
-    if case == DTENSORS:
-        return time_shapes(CASES[case], ROUNDS[case], case, sharded_steps)
+    if case in (DTENSORS, ALONE):
+        processes = PROCESSES if case == DTENSORS else 1
+        return time_shapes(CASES[case], ROUNDS[case], case, sharded_steps, processes)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(time_case, [case, CASES[case], ROUNDS[case]])
 

@@ -13,7 +13,7 @@ from .cases import CASES, MANY
 from .charts import HEADLINE
 from .flat_buffers import FLAT, FLAT_GRADIENTS
 from .paper.page import markdown, put
-from .rivals import FOREACH, FUSED_ADAMW, OURS, RADAM
+from .rivals import CLIPPED, FOREACH, FUSED_ADAMW, OURS, RADAM
 from .tables import (
     cpu_table,
     cpu_targets,
@@ -25,7 +25,7 @@ from .tables import (
 
 Record = dict[str, Any]
 
-RECORDS = ("cpu", "epyc", "gpu", "sharded")
+RECORDS = ("cpu", "epyc", "gpu", "sharded", "clipping")
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
@@ -70,6 +70,17 @@ def _sharded(record: Record) -> str:
             rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, share, how])
     head = ["case", "optimizer", "ms", "quartiles", "of the limit", f"{OURS} on DTensors is"]
     return markdown(rows, head)
+
+
+def _clipping(record: Record) -> str:
+    """Times of steps that clip, the fastest first."""
+    rows = []
+    for case, of in _results(record).items():
+        for name, t in fastest_first(of).items():
+            quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
+            how = "" if name == CLIPPED else verdict(of[CLIPPED], t)
+            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
+    return markdown(rows, ["case", "step", "ms", "quartiles", f"{CLIPPED} is"])
 
 
 def _gpu(record: Record) -> str:
@@ -120,7 +131,9 @@ def gpu_headline(gpu: Record) -> str:
     return f"{shares[0]} of the time of fused AdamW and {shares[1]} of `torch.optim.RAdam`"
 
 
-def sections(cpu: Record, epyc: Record, gpu: Record, sharded: Record) -> Iterator[tuple[str, str]]:
+def sections(
+    cpu: Record, epyc: Record, gpu: Record, sharded: Record, clipping: Record
+) -> Iterator[tuple[str, str]]:
     """Every generated part of the page, by name.
 
     Args:
@@ -128,6 +141,7 @@ def sections(cpu: Record, epyc: Record, gpu: Record, sharded: Record) -> Iterato
         epyc: The record of another processor, bench/results/epyc.json.
         gpu: The record bench/results/gpu.json.
         sharded: The record bench/results/sharded.json.
+        clipping: The record bench/results/clipping.json.
     """
     yield "machine", where(cpu)
     results = _results(cpu)
@@ -146,6 +160,9 @@ def sections(cpu: Record, epyc: Record, gpu: Record, sharded: Record) -> Iterato
     yield "machine of sharded parameters", where(sharded)
     yield "sharded", _sharded(sharded)
     yield "targets of sharded parameters", targets_table(sharded["targets"], "github")
+    yield "machine of clipping", where(clipping)
+    yield "clipping", _clipping(clipping)
+    yield "targets of clipping", targets_table(clipping["targets"], "github")
     yield "gpu", _gpu(gpu)
     yield "targets", _targets(cpu)
     yield "machine of the other record", where(epyc)

@@ -52,7 +52,7 @@ def shards(shapes: Shapes, mesh: DeviceMesh | None) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(dist.get_rank())
 
     def shard(shape: tuple[int, ...]) -> Tensor:
-        local = torch.randn(shape[0] // PROCESSES, *shape[1:], generator=generator)
+        local = torch.randn(shape[0] // dist.get_world_size(), *shape[1:], generator=generator)
         return local if mesh is None else DTensor.from_local(local, mesh, [Shard(0)])
 
     params = [torch.nn.Parameter(shard(shape)) for shape in shapes]
@@ -92,15 +92,15 @@ Steps = Callable[[Shapes, DeviceMesh], dict[str, Step]]
 
 
 def _time_in_process(
-    rank: int, steps: Steps, shapes: Shapes, rounds: int, title: str, folder: str
+    rank: int, size: int, steps: Steps, shapes: Shapes, rounds: int, title: str, folder: str
 ) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if rank > 0:
         os.environ["TQDM_DISABLE"] = "1"
-    store = dist.FileStore(f"{folder}/store", PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    mesh = init_device_mesh("cpu", (PROCESSES,))
+    store = dist.FileStore(f"{folder}/store", size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    mesh = init_device_mesh("cpu", (size,))
     found = interleave(steps(shapes, mesh), rounds, title, _shared_clock)
     if rank == 0:
         seconds = {name: timing._asdict() for name, timing in found.items()}
@@ -109,12 +109,16 @@ def _time_in_process(
 
 
 def time_shapes(
-    shapes: Shapes, rounds: int, title: str, steps: Steps = sharded_steps
+    shapes: Shapes,
+    rounds: int,
+    title: str,
+    steps: Steps = sharded_steps,
+    processes: int = PROCESSES,
 ) -> dict[str, Any]:
     """Time every step that a function makes, in new processes, each of one thread."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = steps, shapes, rounds, title, folder
-        torch.multiprocessing.spawn(_time_in_process, arguments, nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+        arguments = processes, steps, shapes, rounds, title, folder
+        torch.multiprocessing.spawn(_time_in_process, arguments, nprocs=processes)  # type: ignore[no-untyped-call]
         return json.loads((Path(folder) / "seconds.json").read_text())  # type: ignore[no-any-return]
 
 

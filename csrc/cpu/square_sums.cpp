@@ -8,21 +8,42 @@ namespace {
 // Distance of a prefetch in chunks. Without prefetches, the memory is read 30 % slower.
 constexpr std::int64_t kAhead = 2;
 
+// The gradients of ascending chunks.
+template <typename Stored>
+class Cursor {
+ public:
+  Cursor(const SumTables& tables, std::int64_t chunk)
+      : tables_(tables), segment_(segment_of(tables.first_chunks, tables.num_segments, chunk)) {}
+
+  // Moves to a chunk that is not before the last one.
+  void move_to(std::int64_t chunk) {
+    while (tables_.first_chunks[segment_ + 1] <= chunk) ++segment_;
+    const Segment& s = tables_.segments[segment_];
+    const std::int64_t offset = (chunk - tables_.first_chunks[segment_]) * kSumChunk;
+    at = static_cast<const Stored*>(s.at[role::grad]) + offset;
+    numel = s.numel - offset < kSumChunk ? s.numel - offset : kSumChunk;
+  }
+
+  const Stored* at = nullptr;
+  std::int64_t numel = 0;
+
+ private:
+  const SumTables& tables_;
+  std::int64_t segment_;
+};
+
 template <typename Stored>
 void sum_chunks_of(const SumTables& tables, std::int64_t begin, std::int64_t end) {
-  const auto* const firsts = tables.first_chunks;
-  std::int64_t segment = segment_of(firsts, tables.num_segments, begin);
+  constexpr std::int64_t line = 64 / sizeof(Stored);
+  Cursor<Stored> here(tables, begin), ahead(tables, begin);
   for (std::int64_t chunk = begin; chunk < end; ++chunk) {
-    while (firsts[segment + 1] <= chunk) ++segment;
-    const Segment& s = tables.segments[segment];
-    const std::int64_t offset = (chunk - firsts[segment]) * kSumChunk;
-    const Stored* const x = static_cast<const Stored*>(s.at[role::grad]) + offset;
-    constexpr std::int64_t bytes = kSumChunk * sizeof(Stored);
-    for (std::int64_t line = 0; line < bytes; line += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(x) + line + kAhead * bytes);
+    if (chunk + kAhead < end) {
+      ahead.move_to(chunk + kAhead);
+      for (std::int64_t i = 0; i < ahead.numel; i += line) __builtin_prefetch(ahead.at + i);
     }
-    const std::int64_t numel = s.numel - offset < kSumChunk ? s.numel - offset : kSumChunk;
-    tables.sums[chunk] = fold_squares(numel, [x](std::int64_t i) { return load(x[i]); });
+    here.move_to(chunk);
+    const Stored* const x = here.at;
+    tables.sums[chunk] = fold_squares(here.numel, [x](std::int64_t i) { return load(x[i]); });
   }
 }
 

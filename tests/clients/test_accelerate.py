@@ -20,22 +20,23 @@ def _fresh():
     _reset()
 
 
-def prepare(cls, **options):
+def prepare(cls, given=None, **options):
     torch.manual_seed(0)
     x = torch.randn(16 * 8, 6)
     loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8)
     model = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 1))
     accelerator = accelerate.Accelerator(cpu=True, **options)
-    optimizer = cls(model.parameters(), lr=1e-2)
+    optimizer = cls(model.parameters(), lr=1e-2, **(given or {}))
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=20)
     return accelerator, *accelerator.prepare(model, optimizer, loader, scheduler)
 
 
-def train(accelerator, model, optimizer, loader, scheduler, batches=slice(None)):
+def train(accelerator, model, optimizer, loader, scheduler, batches=slice(None), clips="always"):
     for x, y in list(loader)[batches]:
         with accelerator.accumulate(model):
             accelerator.backward((model(x) - y).square().mean())
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            if clips == "always" or (clips == "at steps" and accelerator.sync_gradients):
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -54,6 +55,16 @@ def test_it_trains_as_with_torch(options):
             assert_fused(prepared[2].optimizer)
         _reset()
     assert_close(models["ours"], models["torch"])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_step_clips_instead(accumulation):
+    options = {"gradient_accumulation_steps": accumulation}
+    ours = prepare(FusedRAdam, {"max_grad_norm": 1.0}, **options)
+    train(*ours, clips="never")
+    assert ours[2].optimizer.grad_norm > 0
+    _reset()
+    assert_close(ours[1], train(*prepare(torch.optim.RAdam, **options), clips="at steps"))
 
 
 def _reset():

@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 class Regression(lightning.LightningModule):
-    def __init__(self, cls):
+    def __init__(self, cls, **options):
         super().__init__()
+        self.options = {"lr": 1e-2, **options}
         torch.manual_seed(0)
         self.cls = cls
         self.net = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 1))
@@ -26,7 +27,7 @@ class Regression(lightning.LightningModule):
         return (self.net(x) - y).square().mean()
 
     def configure_optimizers(self):
-        optimizer = self.cls(self.parameters(), lr=1e-2)
+        optimizer = self.cls(self.parameters(), **self.options)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
         return {
             "optimizer": optimizer,
@@ -62,6 +63,17 @@ def test_it_trains_as_with_torch(precision, tmp_path):
             [optimizer] = run.optimizers
             assert_fused(getattr(optimizer, "optimizer", optimizer))
     assert_close(models["ours"], models["torch"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_the_step_clips_instead(precision, tmp_path):
+    ours, theirs = Regression(FusedRAdam, max_grad_norm=0.5), Regression(torch.optim.RAdam)
+    run = trainer(tmp_path, precision=precision)
+    run.fit(ours, data())
+    [optimizer] = run.optimizers
+    assert getattr(optimizer, "optimizer", optimizer).grad_norm > 0.5
+    trainer(tmp_path, precision=precision, gradient_clip_val=0.5).fit(theirs, data())
+    assert_close(ours, theirs)
 
 
 def test_it_resumes_bit_for_bit(tmp_path):

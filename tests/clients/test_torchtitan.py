@@ -77,3 +77,31 @@ def test_it_resumes_bit_for_bit():
     resumed.load_state_dict(saved)
     train(other, resumed, range(4, 8))
     assert_same(other, model)
+
+
+def test_the_step_clips_instead():
+    from torchtitan.distributed.utils import clip_grad_norm_
+
+    model, container = build(FusedRAdam)
+    for optimizer in container.optimizers:
+        optimizer.max_grad_norm = 0.5
+    other, theirs = build(torch.optim.RAdam)
+    for step in range(8):
+        train(model, container, [step])
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        theirs.zero_grad()
+        (other(x) - x.sum(1, keepdim=True)).square().mean().backward()
+        norm = clip_grad_norm_(other.parameters(), 0.5)
+        theirs.step()
+        [optimizer] = container.optimizers
+        torch.testing.assert_close(optimizer.grad_norm.float(), norm)
+    assert_close(model, other)
+
+
+def test_its_options_of_groups_do_not_clip():
+    """torchtitan gives all options to groups; that of clipping is an error there."""
+    kwargs = {"lr": 1e-2, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0}
+    group = ParamGroupConfig(pattern=r".*", optimizer_name="FusedRAdam", optimizer_kwargs=kwargs)
+    config = OptimizersContainer.Config(param_groups=[group], implementation="fused")
+    with pytest.raises(ValueError, match=r"max_grad_norm=1\.0, expected it as an argument"):
+        Container(config, model_parts=[nn.Linear(3, 2)])

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 STEPS, SAVED = 8, 4
 
 
-def trainer(folder, cls, how, steps=STEPS, **more):
+def trainer(folder, cls, how, steps=STEPS, given=None, max_grad_norm=1.0, **more):
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=1,
@@ -37,13 +37,13 @@ def trainer(folder, cls, how, steps=STEPS, **more):
         learning_rate=1e-2,
         lr_scheduler_type="linear",
         per_device_train_batch_size=4,
-        max_grad_norm=1.0,
+        max_grad_norm=max_grad_norm,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
         **more,
     )
-    options = {"lr": arguments.learning_rate, "betas": [0.9, 0.99]}
+    options = {"lr": arguments.learning_rate, "betas": [0.9, 0.99], **(given or {})}
     given = (
         {"optimizers": (cls(model.parameters(), **options), None)}
         if how == "optimizers"
@@ -80,3 +80,14 @@ def test_it_resumes_bit_for_bit(how, tmp_path):
     assert_fused(optimizer_of(resumed))
     assert {state["step"].item() for state in optimizer_of(resumed).state.values()} == {STEPS}
     assert_same(resumed.model, whole.model)
+
+
+@pytest.mark.parametrize("how", ["optimizers", "optimizer_cls_and_kwargs"])
+def test_the_step_clips_instead(how, tmp_path):
+    clips = {"max_grad_norm": 0.3}
+    ours = trainer(tmp_path / "ours", FusedRAdam, how, given=clips, max_grad_norm=0)
+    theirs = trainer(tmp_path / "theirs", torch.optim.RAdam, how, max_grad_norm=0.3)
+    for run in (ours, theirs):
+        run.train()
+    assert optimizer_of(ours).grad_norm > 0.3
+    assert_close(ours.model, theirs.model)

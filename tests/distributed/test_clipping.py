@@ -282,8 +282,8 @@ def test_zero_redundancy_optimizer():
         FusedRAdam,
         lr=LR,
         max_grad_norm=0.3,
-        grad_norm_group=dist.group.WORLD,
     )
+    optimizer.optim.grad_norm_group = dist.group.WORLD
     twin = Twin(model, lr=LR, max_grad_norm=0.3)
     for step in range(STEPS):
         optimizer.zero_grad()

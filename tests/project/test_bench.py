@@ -17,13 +17,23 @@ import torch
 from PIL import Image
 
 from bench import __main__ as bench
-from bench import cuda, machine, scaling, sharded, tune, variant
+from bench import cuda, machine, scaling, tune, variant
 from bench.bandwidth_limit import LIMIT
 from bench.cases import MANY, elements, within
 from bench.charts import HEADLINE, draw, draw_headline, draw_scaling
 from bench.compare import compare
 from bench.cpu import IMAGES
-from bench.rivals import FLAT, FOREACH, FUSED_ADAMW, OURS, ROUGHLY, TRITON, SharedRivals
+from bench.rivals import (
+    CLIPPED_TRITON,
+    FLAT,
+    FOREACH,
+    FUSED_ADAMW,
+    ONE_LAUNCH,
+    OURS,
+    ROUGHLY,
+    TRITON,
+    SharedRivals,
+)
 from bench.style import digest
 from bench.tables import Target, variants_table
 from radam_fused.benchmark.timing import Timing, timings, wall_clock
@@ -80,17 +90,6 @@ def test_a_point_has_the_shapes_and_threads_of_its_name(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert timed == {"threads": 1, "rounds": 10, "names": [*scaling.SHOWN, LIMIT]}
-
-
-@pytest.mark.slow
-def test_sharded_parameters_are_timed_in_two_processes():
-    seconds = sharded.time_shapes([(4, 3), (2,)], 3, "small")
-    for target in sharded.TARGETS:
-        assert {target.ours, target.rival} <= seconds.keys()
-    assert all(t.lower_quartile > 0 for t in timings(seconds).values())
-    shapes = sharded.CASES[sharded.FEW]
-    assert (len(shapes), elements(shapes)) == (98, 33_411_584)
-    assert len(sharded.CASES[sharded.MANY]) == 722
 
 
 def around(median, spread=0.01):
@@ -298,7 +297,7 @@ def test_every_case_on_a_gpu_fits_its_size_and_names_known_rivals(most, grid):
     for name, case in {**cuda.CASES, **cuda.COMPILED_CASES}.items():
         shapes = case.shapes(most)
         assert elements(shapes) <= max(most, 3 * 10**7), name
-        for rival in {*case.rivals} - {TRITON, ROUGHLY}:
+        for rival in {*case.rivals} - {TRITON, ROUGHLY, CLIPPED_TRITON, ONE_LAUNCH}:
             if "graph" not in rival and "capturable" not in rival:
                 assert callable(known.step(rival))
     for target in cuda.TARGETS:
