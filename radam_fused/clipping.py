@@ -62,9 +62,8 @@ class Clipping:
 
     def _norm_settings(self) -> NormSettings | None:
         """The norms that a step takes; None if it takes none."""
-        of_gradients = (
-            self.max_grad_norm is not None or self._skips or bool(self.per_parameter_norms)
-        )
+        wanted = self._skips or self.error_if_nonfinite or self.per_parameter_norms
+        of_gradients = self.max_grad_norm is not None or bool(wanted)
         if not of_gradients and not self.track_update_norm:
             return None
         return NormSettings(

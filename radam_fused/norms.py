@@ -1,5 +1,6 @@
 """The norms of a step: over launches, devices and processes."""
 
+from contextlib import suppress
 from itertools import accumulate
 from math import inf
 from typing import Any, NamedTuple
@@ -132,16 +133,14 @@ class Norms:
             RuntimeError: The norm is infinite or NaN and the settings forbid that, or another
                 process failed.
         """
-        norm, (first_of_group, count) = self.of_gradients, _indices(step.groups)
-        self._raise_late()
-        sums: dict[torch.device, Tensor] = {}
-        for launch in launches:
-            device = launch.kind.device
-            if device not in sums:
-                sums[device] = norm.sums(device, count)
-            launch.sum_squares(sums[device], first_of_group)
-        device, reducer = _home(launches)
-        numbers = _on_one_device(sums, device, norm, count)
+        norm, (device, reducer) = self.of_gradients, _home(launches)
+        try:
+            self._raise_late()
+            numbers = self._sum(launches, step.groups, device)
+        except Exception:
+            with suppress(Exception):  # the first error counts
+                spread.fail()
+            raise
         total, failed = spread.total(numbers, fold if reducer is None else reducer.fold)
         options = settings.max_norm, settings.skip_above, settings.skips_nonfinite
         scale: Tensor | float = 1.0
@@ -169,6 +168,17 @@ class Norms:
             )
         if reducer is None:
             self._skipped += step.is_skipped
+
+    def _sum(self, launches: Launches, groups: Groups, home: torch.device) -> Tensor:
+        """The sums of squares of all gradients, on one device."""
+        norm, (first_of_group, count) = self.of_gradients, _indices(groups)
+        sums: dict[torch.device, Tensor] = {}
+        for launch in launches:
+            device = launch.kind.device
+            if device not in sums:
+                sums[device] = norm.sums(device, count)
+            launch.sum_squares(sums[device], first_of_group)
+        return _on_one_device(sums, home, norm, count)
 
     def _note(self, failed: Tensor | None) -> None:
         """Remember the number of processes that failed. The device has skipped the step if any."""

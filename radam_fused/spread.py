@@ -45,9 +45,9 @@ class Spread:
         self._class_of: list[int] = []  # of each parameter
         self._masks: dict[torch.device, list[Tensor]] = {}
         index_of: dict[tuple[Any, ...], int] = {}
-        self._device = torch.device("cpu")
+        self._device = torch.device("cpu")  # of a collective operation: a device if there is one
         for param in (param for group in groups for param in params_of(group)):
-            if not self._class_of:
+            if self._device.type == "cpu":
                 self._device = local(param).device
             over = _sharding_groups(param)
             if over not in index_of:

@@ -22,17 +22,21 @@ from bench.machine import ROOT, find_tool
 OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu"))
 
 # Tool, backend and test. A capture needs the caching allocator; without it, memcheck sees every
-# tensor. No kernel has shared memory, so there is nothing for racecheck.
+# tensor. Only the kernels of the norms have shared memory, for racecheck.
 SANITIZED = [
     ("memcheck", "cuda", "guards"),
     ("memcheck", "triton", "guards"),
     ("initcheck", "cuda", "guards"),
     ("memcheck", "cuda", "graphs"),
     ("memcheck", "triton", "graphs"),
+    ("memcheck", "cuda", "norms"),
+    ("racecheck", "cuda", "norms"),
+    ("memcheck", "triton", "norms"),
 ]
 NODES = {
     "guards": "tests/test_device_bits.py::test_drawn_tables_between_guards[{}-gpu-0]",
     "graphs": "tests/test_graphs.py::test_replays_are_steps[{}-gpu-plain-3]",
+    "norms": "tests/test_update_norm.py::test_replays_track_the_update[{}-gpu]",
 }
 
 AVAILABLE = """

@@ -56,9 +56,11 @@ def test_a_norm_at_the_limit_is_no_reason_to_skip(backend):
 
 
 @pytest.mark.parametrize("value", [inf, nan])
-def test_an_error_instead(value, backend):
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_an_error_instead(value, limit, backend):
     params = parameters((30,), (7,))
-    optimizer = FusedRAdam(params, max_grad_norm=1.0, error_if_nonfinite=True, backend=backend)
+    options = {"max_grad_norm": limit, "error_if_nonfinite": True}
+    optimizer = FusedRAdam(params, backend=backend, **options)
     first, second, third = gradients(params, 3)
     step_both([optimizer], first)
     before = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]

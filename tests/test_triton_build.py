@@ -14,7 +14,7 @@ from radam_fused import rectification
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from radam_fused.triton_kernels import compiled as host_side  # noqa: E402
-from radam_fused.triton_kernels import kernels  # noqa: E402
+from radam_fused.triton_kernels import kernels, sum_kernels  # noqa: E402
 from radam_fused.triton_kernels.upload import CHUNK  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
@@ -52,6 +52,15 @@ TYPES = {
     "rows": "*i64",
     "to": "*fp64",
     "numel": "i64",
+    "square_sum": "*fp64",
+    "grad_scale": "*fp32",
+    "failed": "*fp64",
+    "max_norm": "fp64",
+    "skip_above": "fp64",
+    "skips": "i64",
+    "state": "*fp64",
+    "given": "*fp64",
+    "clip": "*fp64",
 }
 TYPES |= {"x": "*fp32", "y": "*fp32"}
 
@@ -241,3 +250,42 @@ def test_nothing_is_contracted_on_amd():
     alone = fused_steps(compiled(quotients_and_roots, GFX942, num_warps=2))
     assert abs(fused_steps(step_for(GFX942, *float32, False)) - alone) < 0.5
     assert fused_steps(step_for(GFX942, *float32, False, enable_fp_fusion=True)) > alone + 1.5
+
+
+def norm_kernels(target):
+    """The kernels of the norms, compiled, by name."""
+    warp = {"num_warps": 1}
+    made = {"fold": compiled(sum_kernels.fold_kernel, target, (("HAS_ROWS", True),))}
+    made["flat fold"] = compiled(sum_kernels.fold_kernel, target, (("HAS_ROWS", False),))
+    for name, dtype in FLOATS.items():
+        made[f"sum of {name}"] = compiled(sum_kernels.sum_kernel, target, (("G", dtype),))
+    for flag in (False, True):
+        constants = (("HAS_SCALE", flag), ("CAN_FAIL", flag))
+        made[f"clip {flag}"] = compiled(sum_kernels.clip_kernel, target, constants, **warp)
+    for coefficients in ("*fp32", "*fp64"):
+        made[f"round to {coefficients}"] = compiled(
+            sum_kernels.round_kernel, target, (), coefficients, **warp
+        )
+    for param, grad, moment in USUAL:
+        made[f"tracked {param} {moment}"] = step_for(target, param, grad, moment, True, True)
+    return made
+
+
+@CAPABILITIES
+def test_the_kernels_of_the_norms(capability, tmp_path):
+    """They contract nothing, use no atomic addition and spill no register."""
+    for name, kernel in norm_kernels(nvidia(capability)).items():
+        ptx = kernel.asm["ptx"]
+        assert not re.search(
+            r"\bfma\.|\.ftz|\.approx|^\s*(?:@!?%p\d+ )?(?:atom|red)\.", ptx, re.M
+        ), name
+        used = resources(kernel, tmp_path)
+        assert used["STACK"] == used["LOCAL"] == 0, name
+
+
+def test_the_kernels_of_the_norms_compile_for_amd():
+    for name, kernel in norm_kernels(GFX942).items():
+        code = kernel.asm["amdgcn"]
+        assert "atomic_add" not in code, name
+        if "fold" in name or "sum" in name:  # a division or a root is made of multiply-adds
+            assert not re.search(r"v_(?:pk_)?fma", code), name
