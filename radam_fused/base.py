@@ -95,7 +95,8 @@ class FusedOptimizer(Clipping, Optimizer):
 
     def __repr__(self) -> str:
         groups: str = super().__repr__().removesuffix(")")
-        return f"{groups}backend: {self.backend}\nflatten: {self.flatten}\n)"
+        held = {"backend": self.backend, "flatten": self.flatten, **self._changed_settings()}
+        return groups + "".join(f"{name}: {value}\n" for name, value in held.items()) + ")"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as `torch.optim.Optimizer.add_param_group` does.
@@ -322,7 +323,7 @@ class FusedOptimizer(Clipping, Optimizer):
 
     def _step(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         try:
-            given = grad_scale, found_inf, self._norm_settings()
+            given = grad_scale, found_inf, self._norm_settings
             self._plan.step(self.param_groups, self.state, *given)
         except BaseException:
             self._plan.launches.release()

@@ -1,6 +1,7 @@
 """What an optimizer has for the norm of its gradients: its settings, and the last results."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -60,8 +61,9 @@ class Clipping:
         """Whether a step can be skipped because of its norm."""
         return bool(self.skip_nonfinite) or self.skip_above is not None
 
+    @cached_property
     def _norm_settings(self) -> NormSettings | None:
-        """The norms that a step takes; None if it takes none."""
+        """The norms that a step takes; None if it takes none. Setting an attribute resets it."""
         wanted = self._skips or self.error_if_nonfinite or self.per_parameter_norms
         of_gradients = self.max_grad_norm is not None or bool(wanted)
         if not of_gradients and not self.track_update_norm:

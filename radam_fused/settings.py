@@ -88,6 +88,9 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
 DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
 
 
+CACHE = "_norm_settings"  # the attribute of an optimizer that follows from its settings
+
+
 class Attribute:
     """The attribute of an optimizer that holds the setting of the same name."""
 
@@ -106,3 +109,4 @@ class Attribute:
         if error := domain(value):
             raise error
         instance.__dict__[name] = value
+        instance.__dict__.pop(CACHE, None)

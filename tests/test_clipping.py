@@ -225,6 +225,12 @@ def test_copies_have_the_settings(copied):
     assert other.skipped_steps == 1
 
 
+def test_the_text_of_an_optimizer_has_the_settings():
+    text = repr(FusedRAdam(parameters((2,)), max_grad_norm=2.5, skip_nonfinite=True))
+    assert "\nmax_grad_norm: 2.5\nskip_nonfinite: True\n)" in text
+    assert "max_grad_norm" not in repr(FusedRAdam(parameters((2,))))
+
+
 def test_a_state_dict_has_none_of_it():
     params = parameters((5,), (7,))
     steps = gradients(params, 2)

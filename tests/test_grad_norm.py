@@ -197,3 +197,19 @@ def test_a_parameter_that_is_listed_twice_counts_once(backend):
     p.grad = grad
     optimizer.step()
     assert optimizer.grad_norm.item() == pytest.approx(true_norm([grad]), rel=FINE)
+
+
+def test_parameters_on_two_devices(gpu):
+    """The norm is that of all gradients, and lies on the GPU."""
+    params = parameters((30,), (1500,), (7, 3))
+    ours = [
+        torch.nn.Parameter(p.detach().to(gpu.device if i % 2 else "cpu"))
+        for i, p in enumerate(params)
+    ]
+    optimizer = FusedRAdam(ours, max_grad_norm=1.0)
+    cpu = FusedRAdam(copies(params), max_grad_norm=1.0, backend="cpu")
+    for grads in gradients(params, 8):
+        step_both([optimizer, cpu], grads)
+        assert optimizer.grad_norm.device == gpu.device
+        assert_same_bits(optimizer.grad_norm.cpu(), cpu.grad_norm)
+    assert_same_on_both(optimizer, cpu)

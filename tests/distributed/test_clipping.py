@@ -268,6 +268,27 @@ def test_an_error_on_one_process_is_one_on_all():
         twin.check(optimizer)
 
 
+@on(2)
+def test_an_error_while_one_process_sums_is_one_on_all():
+    model = shard(new_model())
+    optimizer = FusedRAdam(model.named_parameters(), lr=LR, max_grad_norm=1.0)
+    backward(model, 0, own_part())
+    optimizer.step()
+    if dist.get_rank() == 1:
+        for launch in optimizer._plan.launches:
+            launch.sum_squares = fails
+    before = [whole(param) for param in model.parameters()]
+    text = "out of memory" if dist.get_rank() == 1 else "another process failed"
+    with pytest.raises(RuntimeError, match=text):
+        optimizer.step()
+    for param, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(whole(param), old)
+
+
+def fails(*_):
+    raise RuntimeError("out of memory")
+
+
 # Parameters that are spread without DTensors.
 
 
