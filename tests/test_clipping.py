@@ -24,18 +24,29 @@ from .harness.truth import REAL, Truth
 from .test_device_bits import assert_same_on_both, on, step_both
 from .test_graphs import Loop
 
+# The largest relative and absolute differences to the roundings of torch.
+CLOSE = {
+    torch.float32: (1e-5, 1e-6),
+    torch.float64: (1e-9, 1e-12),
+    torch.complex64: (1e-5, 1e-6),
+    torch.bfloat16: (2e-2, 2e-2),
+}
 
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize("name", TORCH_OPTIONS)
-def test_follows_the_sequence_of_torch(name, backend):
-    params = parameters(*SIZES)
+def test_follows_the_sequence_of_torch(name, dtype, backend):
+    params = parameters(*SIZES, dtype=dtype)
     options = {"max_grad_norm": 1.0, **TORCH_OPTIONS[name]}
     ours = FusedRAdam(copies(params), backend=backend, **options)
     theirs = ByTorch(copies(params), **options)
+    rtol, atol = CLOSE[dtype]
     for grads in gradients(params, 8):
         step_both([ours, theirs], grads)
-        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm.double(), rtol=1e-6, atol=0)
+        norm = theirs.grad_norm.double()
+        torch.testing.assert_close(ours.grad_norm, norm, rtol=rtol, atol=0)
     for p, q in zip(ours.param_groups[0]["params"], theirs.param_groups[0]["params"], strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("value", [inf, -inf, nan])
@@ -174,6 +185,38 @@ def test_replays_beside_steps(device_backend):
     graph = loop.capture()
     for t, grads in enumerate(steps[1:]):
         (loop.step if t % 3 == 1 else lambda g: loop.replay(graph, g))(grads)
+        loop.check()
+
+
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable")
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_replays_unscale_and_clip(device_backend):
+    """A graph of a step by a gradient scaler reads its scale and its flag at each replay."""
+    params = parameters((30,), (700,))
+    loop = Loop(device_backend, params, fused=True, max_grad_norm=1.0)
+    device = device_backend.device
+    scale, overflow = torch.tensor(4.0, device=device), torch.zeros((), device=device)
+
+    def give():
+        loop.optimizer.grad_scale, loop.optimizer.found_inf = scale, overflow
+
+    steps = gradients(params, 9)
+    give()
+    for p, g in zip(loop.params, steps[0], strict=True):
+        p.grad.copy_(g * 4)
+    loop.optimizer.step()
+    step_both([loop.reference], steps[0])
+    give()
+    graph = loop.capture()
+    for t, grads in enumerate(steps[1:]):
+        scale.fill_(2.0 ** (t % 3))
+        overflow.fill_(float(t == 4))
+        for p, g in zip(loop.params, grads, strict=True):
+            p.grad.copy_(g * scale.cpu())
+        graph.replay()
+        if t != 4:
+            step_both([loop.reference], grads)
+            assert_same_bits(loop.optimizer.grad_norm.cpu(), loop.reference.grad_norm)
         loop.check()
 
 

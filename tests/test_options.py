@@ -36,6 +36,11 @@ def test_the_signature_has_every_option_with_its_default():
     )
 
 
+def test_every_setting_is_an_attribute_that_checks_its_values():
+    for name in settings.DEFAULTS:
+        assert isinstance(inspect.getattr_static(FusedRAdam, name), settings.Attribute)
+
+
 def test_the_functional_form_takes_every_option_of_the_coefficients():
     signature = inspect.signature(radam_step_).parameters
     defaults = {name: p.default for name, p in signature.items() if name in options.RADAM.defaults}
