@@ -49,7 +49,12 @@ def _shuffle(kernel, destination, operand, lanes):
             raise PtxError("not all lanes of a warp take part")
         values = np.zeros(threads.n, UNSIGNED[32])
         values[which] = read(threads, which)
-        write(threads, which, values[np.arange(threads.n) ^ offset][which])
+        source = np.arange(threads.n) ^ offset
+        if threads.unknown is not None:
+            unknown = np.zeros(threads.n, bool)
+            unknown[which] = threads.unknown
+            threads.unknown = unknown[source][which]
+        write(threads, which, values[source][which])
 
     return step
 
@@ -179,6 +184,7 @@ def _load(kernel, instruction, space, lanes, ty):
 
     def step(threads, which):
         where = address(threads, which)
+        threads.check_known()
         values = threads.memory.load(where, dtype, lanes, space, threads.who(which), instruction)
         for i, write in enumerate(writes):
             write(threads, which, values[:, i])
@@ -198,6 +204,7 @@ def _store(kernel, instruction, space, lanes, ty):
         for i, read in enumerate(reads):
             values[:, i] = read(threads, which)
         where = address(threads, which)
+        threads.check_known()
         threads.memory.store(where, values, space, threads.who(which), instruction)
 
     return step

@@ -30,26 +30,43 @@ class Threads:
         self.at = np.zeros(n, np.int32)
         self._names = list(program.kernel.registers)
         self._dtypes = [UNSIGNED[r.bits] for r in program.kernel.registers.values()]
-        # The values of a register and, until all threads have written it, those that have.
+        # The values of a register and, unless all threads have a known one, those that have.
         self._registers = [None] * len(self._names)
+        # Of the instruction that is executed: the threads whose operands are unknown, or None; and
+        # a register that is.
+        self.unknown, self._culprit = None, ""
+
+    def _held(self, slot):
+        if self._registers[slot] is None:
+            values = np.zeros(self.n, self._dtypes[slot])
+            self._registers[slot] = [values, np.zeros(self.n, bool)]
+        return self._registers[slot]
 
     def get(self, slot, which):
-        held = self._registers[slot]
-        if held is None or (held[1] is not None and not held[1][which].all()):
-            raise PtxError(f"{self._names[slot]} is read before it is written")
-        return held[0][which]
+        values, known = self._held(slot)
+        if known is not None and not known[which].all():
+            unknown = ~known[which]
+            self.unknown = unknown if self.unknown is None else self.unknown | unknown
+            self._culprit = self._names[slot]
+        return values[which]
 
     def put(self, slot, which, value):
-        held = self._registers[slot]
-        if held is None:
-            values = np.empty(self.n, self._dtypes[slot])
-            held = self._registers[slot] = [values, np.zeros(self.n, bool)]
-        values, known = held
-        values[which] = value
-        if known is not None:
-            known[which] = True
-            if isinstance(which, slice) or known.all():
+        held = self._held(slot)
+        held[0][which] = value
+        if self.unknown is not None:
+            # Compilers compute with what a thread has not loaded, as long as nothing depends on it.
+            if held[1] is None:
+                held[1] = np.ones(self.n, bool)
+            held[1][which] = ~self.unknown
+        elif held[1] is not None:
+            held[1][which] = True
+            if isinstance(which, slice) or held[1].all():
                 held[1] = None
+
+    def check_known(self):
+        """Raise if the instruction depends on a value that nothing has written."""
+        if self.unknown is not None:
+            raise PtxError(f"{self._culprit} is read before it is written")
 
     def count(self, which):
         return self.n if isinstance(which, slice) else which.size
@@ -84,6 +101,7 @@ class Threads:
             self.program.executed[lowest] += self.count(which)
             self.at[which] = lowest + 1
             for instruction, step in self.program.steps(lowest):
+                self.unknown = None
                 try:
                     step(self, which)
                 except PtxError as error:

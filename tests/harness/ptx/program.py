@@ -49,6 +49,7 @@ class Program:
 
         def guarded(threads, which):
             chosen = threads.subset(which, test(threads, which) == wanted)
+            threads.check_known()
             if count := threads.count(chosen):
                 selected[index] += count
                 step(threads, chosen)
