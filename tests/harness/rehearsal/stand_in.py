@@ -149,24 +149,42 @@ def _install_backends():
     _record_triton()
 
 
+class _Recorded:
+    """A Triton kernel whose launches a capture keeps."""
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+
+    def __getitem__(self, grid):
+        launch = self._kernel[grid]
+
+        def run(*arguments, **options):
+            if _capturing:
+                _capturing[-1].works.append(lambda: launch(*arguments, **options))
+            else:
+                launch(*arguments, **options)
+
+        return run
+
+
 def _record_triton():
-    from radam_fused.triton_kernels import compiled
+    from radam_fused.triton_kernels import compiled, sums, upload
 
-    run = compiled.CompiledKernels.run
+    for module in (compiled, sums):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            setattr(module, name, _Recorded(getattr(module, name)))
 
-    @functools.wraps(run)
-    def recorded(kernels, upload, *tables):
+    copy = upload.Upload._copy_bytes
+
+    @functools.wraps(copy)
+    def recorded(tables, start, source):
         if not _capturing:
-            return run(kernels, upload, *tables)
-        upload.copy(*tables)
+            return copy(tables, start, source)
+        part = slice(start, start + source.numel())
+        staged = tables._staging[part].copy_(source)
+        return _capturing[-1].works.append(lambda: tables._workspace[part].copy_(staged))
 
-        def work():
-            upload._workspace.copy_(upload._staging)
-            kernels._run(upload)
-
-        return _capturing[-1].works.append(work)
-
-    compiled.CompiledKernels.run = recorded
+    upload.Upload._copy_bytes = recorded
 
 
 def _shorten_measurements():
