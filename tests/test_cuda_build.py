@@ -75,7 +75,9 @@ def test_every_combination_of_dtypes_has_a_kernel_without_spills():
         # 4 gradient dtypes, 2 moment dtypes for 16-bit parameters, with and without amsgrad.
         assert len([types for types in steps if types]) == (4 + 4 + 8 + 8) * 2, architecture
         for name, usage in kernels.items():
-            assert usage["STACK"] == usage["LOCAL"] == usage["SHARED"] == 0, (architecture, name)
+            assert usage["STACK"] == usage["LOCAL"] == 0, (architecture, name)
+            shares = re.search(r"\b(?:tracked|sum|fold)_kernel\b", name) is not None
+            assert (usage["SHARED"] > 0) == shares, (architecture, name)
             if types := kernel_types(name):
                 blocks = 3 if types[0] == "double" else 5 if types[1] == "double" else 6
                 assert usage["REG"] <= 65536 // (128 * blocks), (architecture, name)

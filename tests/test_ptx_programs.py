@@ -108,24 +108,6 @@ xor.b32 %r4, %r3, 0x1; sub.s32 %r4, %r4, -1; st.global.u32 [%rd7], %r4;""",
         lambda b: (b % 128) ^ 127,
         {"grid": 20},
     ),
-    "exchanged-between-lanes": (
-        "shfl.sync.bfly.b32 %r4, %r1, 4, 31, -1; st.global.u32 [%rd7], %r4;",
-        lambda b: b ^ 4,
-        {},
-    ),
-    "computed-where-it-is-not-written": (
-        # The sum of the other threads is unknown, and not stored.
-        "setp.lt.s32 %p1, %r1, 64; @%p1 mov.u32 %r9, 1; add.s32 %r4, %r9, %r1; "
-        "@%p1 st.global.u32 [%rd7], %r4;",
-        lambda b: np.where(b < 64, b + 1, b),
-        {},
-    ),
-    "written-by-all-with-one-value": (
-        "mov.u32 %r3, 7; st.shared.u32 [smem], %r3; bar.sync 0; ld.shared.u32 %r4, [smem]; "
-        "st.global.u32 [%rd7], %r4;",
-        lambda b: 0 * b + 7,
-        {},
-    ),
     "address-of-shared-memory": (
         """mov.b32 %r3, smem; shl.b32 %r4, %r1, 2; add.s32 %r3, %r3, %r4;
 st.shared.b32 [%r3+512], %r1; ld.shared.b32 %r5, [%r3+512]; st.global.u32 [%rd7], %r5;""",
@@ -259,32 +241,6 @@ st.global.u32 [%rd7+4], %r3;\n$E:""",
         "read before it is written",
         """{ .reg .b16 tmp; mov.b32 {tmp, %h1}, %r1; }
 { .reg .b16 tmp; cvt.u32.u16 %r4, tmp; st.global.u32 [%rd7], %r4; }""",
-        {},
-    ),
-    "computed-from-an-unwritten-register": (
-        "read before it is written",
-        "add.s32 %r4, %r9, %r1; xor.b32 %r4, %r4, %r4; st.global.u32 [%rd7], %r4;",
-        {},
-    ),
-    "branch-by-an-unwritten-register": (
-        "read before it is written",
-        "setp.eq.s32 %p1, %r9, 5; @%p1 bra $E; st.global.u32 [%rd7], %r1;\n$E: ret;",
-        {},
-    ),
-    "address-from-an-unwritten-register": (
-        "read before it is written",
-        "add.s64 %rd8, %rd7, %rd9; ld.global.u32 %r4, [%rd8];",
-        {},
-    ),
-    "from-a-lane-that-has-not-written": (
-        "read before it is written",
-        "setp.eq.s32 %p1, %r1, 5; @!%p1 mov.u32 %r9, 1; "
-        "shfl.sync.bfly.b32 %r4, %r9, 1, 31, -1; st.global.u32 [%rd7], %r4;",
-        {},
-    ),
-    "lanes-that-do-not-take-part": (
-        "not all lanes",
-        "setp.eq.s32 %p1, %r1, 5; @!%p1 shfl.sync.bfly.b32 %r4, %r1, 1, 31, -1;",
         {},
     ),
     "unwritten-shared-memory": (
