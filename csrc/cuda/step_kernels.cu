@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P, G>)
 
 // Also sums the squares of the differences that it makes. It needs more registers.
 template <typename P, typename G, typename M, bool amsgrad>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<P, G> * 2 / 3)
     tracked_kernel(const __grid_constant__ StepArguments arguments) {
   using T = Arithmetic<P>;
   alignas(kWord) __shared__ unsigned char memory[kSumChunk * sizeof(T)];
