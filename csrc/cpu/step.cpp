@@ -126,7 +126,8 @@ void loop(const Arrays<T>& arrays, std::int64_t numel, const Coefficients<T>& co
   const auto update_range = [=](std::int64_t from, std::int64_t to) {
 #pragma omp simd
     for (std::int64_t i = from; i < to; ++i) {
-      const T before = param[i];
+      [[maybe_unused]] T before;
+      if constexpr (tracked) before = param[i];
       if constexpr (amsgrad) {
         update_element<update, l2, true>(param[i], grad[i], exp_avg[i], exp_avg_sq[i],
                                          max_exp_avg_sq[i], c);
