@@ -2,20 +2,18 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from .compare import compare
-from .machine import RESULTS
+from .options import add_folder
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    out = os.environ.get("OUT", RESULTS)
-    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
+    add_folder(parser)
     parser.add_argument("--case", action="append", default=[], help="only this case (cuda)")
     parser.add_argument("--no-compile", action="store_true", help="skip torch.compile (cuda)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit (cuda)")

@@ -1,9 +1,6 @@
 """Measures steps that clip: against clip_grad_norm_ before a step, and against a step alone."""
 
-import argparse
-import json
 import multiprocessing
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +15,11 @@ from radam_fused.benchmark.timing import Step, interleave, timings
 
 from .cases import CASES as MODELS
 from .cases import MANY, Shapes
-from .machine import RESULTS, machine
-from .page import write
+from .machine import machine
+from .record import run, save
 from .rivals import CLIP_ADAMW, CLIPPED, FUSED_ADAMW, OURS, parameters
 from .sharded import PROCESSES, shards, time_shapes
-from .tables import Target, table, targets_table
+from .tables import Target
 
 CLIP_OURS = f"clip_grad_norm_, {OURS}"
 TRACKED = f"{OURS} track_update_norm"
@@ -122,28 +119,12 @@ def measure(folder: Path) -> None:
     where = machine() | {"processes": {DTENSORS: PROCESSES}}
     seconds = {case: _measured(case) for case in CASES}
     results = {case: timings(section) for case, section in seconds.items()}
-    for case, found in results.items():
-        print(f"\n{table(case, found)}")
     checked = [
         t.check(results[t.case][t.ours], results[t.case][t.rival], f"{t.ours} / {t.rival}")
         for t in TARGETS
     ]
-    print(f"\n{targets_table(checked)}")
-    record = {"machine": where, "seconds": seconds, "targets": checked}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "clipping.json").write_text(json.dumps(record, indent=2) + "\n")
-    if folder.resolve() == RESULTS:
-        write(folder)
-    print(f"\nwritten: clipping.json in {folder}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.clipping", description=__doc__)
-    out = os.environ.get("OUT", RESULTS)
-    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
-    measure(parser.parse_args(arguments).out)
+    save("clipping", {"machine": where, "seconds": seconds, "targets": checked}, folder)
 
 
 if __name__ == "__main__":
-    main()
+    run("clipping", __doc__, measure)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from radam_fused.benchmark.limit import BYTES
-from radam_fused.benchmark.timing import timings, verdict
+from radam_fused.benchmark.timing import Timing, timings, verdict
 
 from .bandwidth_limit import COPY, LIMIT
 from .cases import CASES, MANY
@@ -43,6 +43,15 @@ def _results(record: Record) -> dict[str, Any]:
     return {case: timings(section) for case, section in record["seconds"].items()}
 
 
+def _milliseconds(timing: Timing, digits: int = 2) -> list[str]:
+    """The median, and the quartiles."""
+    median, low, high = (
+        f"{seconds * 1e3:.{digits}f}"
+        for seconds in (timing.median, timing.lower_quartile, timing.upper_quartile)
+    )
+    return [median, f"{low} - {high}"]
+
+
 def _targets(record: Record) -> str:
     flat = timings(record["seconds_flat"][f"{MANY}: a step"])
     return targets_table([*cpu_targets(_results(record)), flat_target(flat)], "github")
@@ -54,8 +63,7 @@ def _flat(record: Record) -> str:
         measured = timings(section)
         for name, t in measured.items():
             how = verdict(measured[OURS], t) if name in (FLAT, FLAT_GRADIENTS) else ""
-            quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
-            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
+            rows.append([case, name, *_milliseconds(t), how])
     return markdown(rows, ["work", "optimizer", "ms", "quartiles", f"plain {OURS} is"])
 
 
@@ -64,10 +72,9 @@ def _sharded(record: Record) -> str:
     rows = []
     for case, of in _results(record).items():
         for name, t in fastest_first(of).items():
-            quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
             how = "" if name in (OURS, LIMIT) else verdict(of[OURS], t)
             share = f"{of[LIMIT].median / t.median:.3f}"
-            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, share, how])
+            rows.append([case, name, *_milliseconds(t), share, how])
     head = ["case", "optimizer", "ms", "quartiles", "of the limit", f"{OURS} on DTensors is"]
     return markdown(rows, head)
 
@@ -77,9 +84,8 @@ def _clipping(record: Record) -> str:
     rows = []
     for case, of in _results(record).items():
         for name, t in fastest_first(of).items():
-            quartiles = f"{t.lower_quartile * 1e3:.2f} - {t.upper_quartile * 1e3:.2f}"
             how = "" if name == CLIPPED else verdict(of[CLIPPED], t)
-            rows.append([case, name, f"{t.median * 1e3:.2f}", quartiles, how])
+            rows.append([case, name, *_milliseconds(t), how])
     return markdown(rows, ["case", "step", "ms", "quartiles", f"{CLIPPED} is"])
 
 
@@ -96,8 +102,7 @@ def _gpu(record: Record) -> str:
                 [
                     f"{case}, {of['elements']:,} elements",
                     name,
-                    f"{t.median * 1e3:.3f}",
-                    f"{t.lower_quartile * 1e3:.3f} - {t.upper_quartile * 1e3:.3f}",
+                    *_milliseconds(t, 3),
                     f"{share:.0f}",
                     "" if name in (OURS, LIMIT) else verdict(device[OURS], t),
                 ]

@@ -1,6 +1,5 @@
 """Measures steps of sharded parameters: of DTensors, and of their shards as plain tensors."""
 
-import argparse
 import json
 import os
 import tempfile
@@ -22,10 +21,10 @@ from radam_fused.benchmark.timing import Step, Timer, interleave, timings, wall_
 
 from .bandwidth_limit import LIMIT, limit, new_arrays
 from .cases import Shapes, elements
-from .machine import RESULTS, machine
-from .page import write
+from .machine import machine
+from .record import run, save
 from .rivals import FOREACH, FUSED_ADAMW, OURS, RADAM
-from .tables import Target, table, targets_table
+from .tables import Target
 
 PROCESSES = 2
 PLAIN = f"{OURS} on plain tensors"
@@ -127,25 +126,9 @@ def measure(folder: Path) -> None:
     where = machine() | {"threads": 1, "processes": PROCESSES}
     seconds = {case: time_shapes(CASES[case], ROUNDS[case], case) for case in CASES}
     results = {case: timings(section) for case, section in seconds.items()}
-    for case, measured in results.items():
-        print(f"\n{table(case, measured)}")
     checked = [t.check(results[t.case][t.ours], results[t.case][t.rival]) for t in TARGETS]
-    print(f"\n{targets_table(checked)}")
-    record = {"machine": where, "seconds": seconds, "targets": checked}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sharded.json").write_text(json.dumps(record, indent=2) + "\n")
-    if folder.resolve() == RESULTS:
-        write(folder)
-    print(f"\nwritten: sharded.json in {folder}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sharded", description=__doc__)
-    out = os.environ.get("OUT", RESULTS)
-    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
-    measure(parser.parse_args(arguments).out)
+    save("sharded", {"machine": where, "seconds": seconds, "targets": checked}, folder)
 
 
 if __name__ == "__main__":
-    main()
+    run("sharded", __doc__, measure)

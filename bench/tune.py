@@ -5,7 +5,6 @@ times all of them on the same tensors, interleaved, in a process of its own.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from radam_fused.benchmark.timing import Clock, Step, device_clock, interleave
 from . import variant
 from .cases import MANY, Shapes, elements, gpt2_xl, llama3_8b, scaled, within
 from .cuda import in_a_process, most_elements, new_record, run_cases
-from .machine import RESULTS
+from .options import add_folder
 from .rivals import available
 from .tables import variants_table
 
@@ -174,8 +173,7 @@ def measure(folder: Path, seconds: float) -> list[str]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__)
-    out = os.environ.get("OUT", RESULTS)
-    parser.add_argument("--out", type=Path, default=out, help="folder of the results")
+    add_folder(parser)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit")
     options = parser.parse_args()
     failed = measure(options.out, options.seconds)

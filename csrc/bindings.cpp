@@ -124,16 +124,8 @@ py::tuple chunk_index_of(const radam::TensorTable& table, std::size_t most) {
 // they need.
 py::tuple fold_levels_of(const radam::TensorTable& table,
                          const std::vector<std::int64_t>& first_of_group) {
-  std::vector<std::int64_t> first_chunks;
-  radam::find_first_chunks(table.work().segments, true, first_chunks);
-  const auto found = radam::fold_levels(first_chunks, table.indices(first_of_group));
-  std::vector<radam::FoldRow> rows;
-  std::vector<std::size_t> sizes;
-  for (const auto& level : found.levels) {
-    rows.insert(rows.end(), level.begin(), level.end());
-    sizes.push_back(level.size());
-  }
-  return py::make_tuple(bytes_of(rows), sizes, found.numbers);
+  const auto found = radam::fold_levels(table.work().segments, table.indices(first_of_group));
+  return py::make_tuple(bytes_of(found.rows), found.sizes, found.numbers);
 }
 
 py::tuple names(const char* const* begin, int count) {

@@ -43,24 +43,26 @@ struct FoldRow {
 // How a device sums the chunks of several parameters: in levels, each of which folds every
 // kSumChunk numbers of a parameter into one.
 struct FoldLevels {
-  std::vector<std::vector<FoldRow>> levels;
+  std::vector<FoldRow> rows;        // of all levels, one after the other
+  std::vector<std::int64_t> sizes;  // the number of rows of each level
   std::int64_t numbers = 0;  // of the chunks, followed by the results of all levels but the last
 };
 
-// first_chunks: of each parameter, and the number of all chunks. indices: of the parameters' sums.
-inline FoldLevels fold_levels(const std::vector<std::int64_t>& first_chunks,
+// segments: they begin at whole chunks. indices: of their sums.
+inline FoldLevels fold_levels(const std::vector<Segment>& segments,
                               const std::vector<std::int64_t>& indices) {
   FoldLevels result;
-  std::vector<std::int64_t> firsts(first_chunks.begin(), first_chunks.end() - 1), counts;
-  for (std::size_t i = 0; i + 1 < first_chunks.size(); ++i) {
-    counts.push_back(first_chunks[i + 1] - first_chunks[i]);
+  std::vector<std::int64_t> firsts, counts;
+  for (const Segment& segment : segments) {
+    firsts.push_back(segment.first / kSumChunk);
+    counts.push_back(sum_chunks(segment.numel));
+    result.numbers = firsts.back() + counts.back();
   }
-  result.numbers = first_chunks.back();
   bool is_last = false;
   while (!is_last) {
     is_last = std::all_of(counts.begin(), counts.end(),
                           [](std::int64_t count) { return count <= kSumChunk; });
-    std::vector<FoldRow> rows;
+    const std::size_t begin = result.rows.size();
     for (std::size_t i = 0; i < counts.size(); ++i) {
       const std::int64_t first = firsts[i], count = counts[i];
       const std::int64_t chunks = std::max<std::int64_t>(sum_chunks(count), 1);
@@ -68,11 +70,11 @@ inline FoldLevels fold_levels(const std::vector<std::int64_t>& first_chunks,
       counts[i] = chunks;
       for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
         const std::int64_t done = chunk * kSumChunk;
-        rows.push_back({first + done, std::min(kSumChunk, count - done),
-                        is_last ? indices[i] : result.numbers++});
+        result.rows.push_back({first + done, std::min(kSumChunk, count - done),
+                               is_last ? indices[i] : result.numbers++});
       }
     }
-    result.levels.push_back(std::move(rows));
+    result.sizes.push_back(static_cast<std::int64_t>(result.rows.size() - begin));
   }
   return result;
 }
@@ -96,21 +98,12 @@ struct SumMemory {
   std::vector<double> partial;
 };
 
-// The index of the first chunk of each segment, and the number of all chunks. is_padded: whether
-// segments begin at whole chunks.
-inline void find_first_chunks(const std::vector<Segment>& segments, bool is_padded,
-                              std::vector<std::int64_t>& first_chunks) {
-  first_chunks.resize(segments.size() + 1);
-  first_chunks[0] = 0;
-  for (std::size_t i = 0; i < segments.size(); ++i) {
-    if (is_padded) first_chunks[i] = segments[i].first / kSumChunk;
-    first_chunks[i + 1] = first_chunks[i] + sum_chunks(segments[i].numel);
+// Finds the index of the first chunk of each segment, and the number of all chunks.
+inline void find_first_chunks(const std::vector<Segment>& segments, SumMemory& memory) {
+  memory.first_chunks.assign(1, 0);
+  for (const Segment& segment : segments) {
+    memory.first_chunks.push_back(memory.first_chunks.back() + sum_chunks(segment.numel));
   }
-}
-
-inline void find_first_chunks(const std::vector<Segment>& segments, bool is_padded,
-                              SumMemory& memory) {
-  find_first_chunks(segments, is_padded, memory.first_chunks);
   memory.partial.resize(static_cast<std::size_t>(memory.first_chunks.back()));
 }
 

@@ -111,7 +111,7 @@ void step(const Work& work, int threads, const std::string& instruction_set,
            [&](std::int64_t begin, std::int64_t end) { build.step_range(tables, begin, end); });
     return;
   }
-  find_first_chunks(work.segments, false, memory);
+  find_first_chunks(work.segments, memory);
   tables.first_chunks = memory.first_chunks.data();
   tables.sums = memory.partial.data();
   divide_chunks(memory, threads, [&](std::int64_t begin, std::int64_t end) {
@@ -123,7 +123,7 @@ void step(const Work& work, int threads, const std::string& instruction_set,
 void sum_squares(const Work& work, int threads, const std::string& instruction_set,
                  SumMemory& memory, double* sums) {
   const SumRange sum_range = find(instruction_set).sum_range;
-  find_first_chunks(work.segments, false, memory);
+  find_first_chunks(work.segments, memory);
   const SumTables tables{work.segments.data(), static_cast<std::int64_t>(work.segments.size()),
                          memory.first_chunks.data(), work.types.of[role::grad],
                          memory.partial.data()};

@@ -45,16 +45,5 @@ double fold_squares(std::int64_t numel, const Number& number) {
   return fold_lanes<kLanes / 2>(sums);
 }
 
-// The segment that holds a chunk, given the first chunk of each segment.
-std::int64_t segment_of(const std::int64_t* first_chunks, std::int64_t num_segments,
-                        std::int64_t chunk) {
-  std::int64_t low = 0, high = num_segments;
-  while (high - low > 1) {
-    const std::int64_t middle = low + (high - low) / 2;
-    (first_chunks[middle] <= chunk ? low : high) = middle;
-  }
-  return low;
-}
-
 }  // namespace
 }  // namespace radam::cpu::RADAM_INSTRUCTION_SET

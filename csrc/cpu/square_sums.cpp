@@ -1,5 +1,6 @@
 // The sums of squares of gradients, one for each chunk (see ../sums.h). It is built once per
 // instruction set, like the step.
+#include "cursor.h"
 #include "fold.h"
 
 namespace radam::cpu::RADAM_INSTRUCTION_SET {
@@ -8,41 +9,21 @@ namespace {
 // Distance of a prefetch in chunks.
 constexpr std::int64_t kAhead = 2;
 
-// The gradients of ascending chunks.
-template <typename Stored>
-class Cursor {
- public:
-  Cursor(const SumTables& tables, std::int64_t chunk)
-      : tables_(tables), segment_(segment_of(tables.first_chunks, tables.num_segments, chunk)) {}
-
-  // Moves to a chunk that is not before the last one.
-  void move_to(std::int64_t chunk) {
-    while (tables_.first_chunks[segment_ + 1] <= chunk) ++segment_;
-    const Segment& s = tables_.segments[segment_];
-    const std::int64_t offset = (chunk - tables_.first_chunks[segment_]) * kSumChunk;
-    at = static_cast<const Stored*>(s.at[role::grad]) + offset;
-    numel = s.numel - offset < kSumChunk ? s.numel - offset : kSumChunk;
-  }
-
-  const Stored* at = nullptr;
-  std::int64_t numel = 0;
-
- private:
-  const SumTables& tables_;
-  std::int64_t segment_;
-};
-
 template <typename Stored>
 void sum_chunks_of(const SumTables& tables, std::int64_t begin, std::int64_t end) {
   constexpr std::int64_t line = 64 / sizeof(Stored);
-  Cursor<Stored> here(tables, begin), ahead(tables, begin);
+  Cursor here(tables, begin), ahead(tables, begin);
+  const auto grad_of = [](const auto& cursor) {
+    return static_cast<const Stored*>(cursor.segment->at[role::grad]) + cursor.offset;
+  };
   for (std::int64_t chunk = begin; chunk < end; ++chunk) {
     if (chunk + kAhead < end) {
       ahead.move_to(chunk + kAhead);
-      for (std::int64_t i = 0; i < ahead.numel; i += line) __builtin_prefetch(ahead.at + i);
+      const Stored* const x = grad_of(ahead);
+      for (std::int64_t i = 0; i < ahead.numel; i += line) __builtin_prefetch(x + i);
     }
     here.move_to(chunk);
-    const Stored* const x = here.at;
+    const Stored* const x = grad_of(here);
     tables.sums[chunk] = fold_squares(here.numel, [x](std::int64_t i) { return load(x[i]); });
   }
 }

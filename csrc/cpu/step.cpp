@@ -1,6 +1,7 @@
 // The loop over segments. It is built once per instruction set, which RADAM_INSTRUCTION_SET names.
 // Only step_range and step_chunks may have external linkage: of other functions, the linker would
 // keep one build.
+#include "cursor.h"
 #include "fold.h"
 
 namespace radam::cpu::RADAM_INSTRUCTION_SET {
@@ -242,27 +243,19 @@ double step_chunk(const Tables& tables, const Segment& segment, std::int64_t off
 }  // namespace
 
 void step_chunks(const Tables& tables, std::int64_t begin, std::int64_t end) {
-  const auto* const firsts = tables.first_chunks;
-  std::int64_t segment = segment_of(firsts, tables.num_segments, begin);
+  Cursor here(tables, begin);
   for (std::int64_t chunk = begin; chunk < end; ++chunk) {
-    while (firsts[segment + 1] <= chunk) ++segment;
-    const Segment& s = tables.segments[segment];
-    const std::int64_t offset = (chunk - firsts[segment]) * kSumChunk;
-    const std::int64_t numel = smaller(kSumChunk, s.numel - offset);
+    here.move_to(chunk);
     tables.sums[chunk] = tables.types.arithmetic_is_float64()
-                             ? step_chunk<double>(tables, s, offset, numel)
-                             : step_chunk<float>(tables, s, offset, numel);
+                             ? step_chunk<double>(tables, *here.segment, here.offset, here.numel)
+                             : step_chunk<float>(tables, *here.segment, here.offset, here.numel);
   }
 }
 
 void step_range(const Tables& tables, std::int64_t begin, std::int64_t end) {
-  // The segment that holds element `begin`: the last one that starts at or before it.
-  std::int64_t low = 0, high = tables.num_segments;
-  while (high - low > 1) {
-    const std::int64_t middle = low + (high - low) / 2;
-    (tables.segments[middle].first <= begin ? low : high) = middle;
-  }
-  for (std::int64_t i = low; i < tables.num_segments && tables.segments[i].first < end; ++i) {
+  const std::int64_t first = segment_of(tables.num_segments, begin,
+                                        [&](std::int64_t i) { return tables.segments[i].first; });
+  for (std::int64_t i = first; i < tables.num_segments && tables.segments[i].first < end; ++i) {
     const Segment& s = tables.segments[i];
     const std::int64_t from = begin > s.first ? begin - s.first : 0;
     const std::int64_t to = smaller(end - s.first, s.numel);

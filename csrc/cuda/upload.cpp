@@ -31,13 +31,6 @@ std::int64_t larger(std::int64_t a, std::int64_t b) {
   return a > b ? a : b;
 }
 
-// The levels of a launch whose segments begin at whole chunks.
-FoldLevels levels_of(const Work& work, const std::vector<std::int64_t>& indices) {
-  std::vector<std::int64_t> first_chunks;
-  find_first_chunks(work.segments, true, first_chunks);
-  return fold_levels(first_chunks, indices);
-}
-
 template <typename Row>
 std::size_t bytes_of(const std::vector<Row>& rows) {
   return rows.size() * sizeof(Row);
@@ -77,10 +70,9 @@ void fold_all(const Queue& queue, const double* from, std::int64_t numel, double
 }
 
 std::size_t Upload::scratch_bytes(const Work& work) {
-  const FoldLevels found = levels_of(work, std::vector<std::int64_t>(work.segments.size()));
-  std::size_t bytes = static_cast<std::size_t>(found.numbers) * sizeof(double);
-  for (const auto& rows : found.levels) bytes += bytes_of(rows);
-  return bytes;
+  const std::vector<std::int64_t> indices(work.segments.size());
+  const FoldLevels found = fold_levels(work.segments, indices);
+  return static_cast<std::size_t>(found.numbers) * sizeof(double) + bytes_of(found.rows);
 }
 
 void Upload::sum_squares(const Queue& queue, const Work& work, void* workspace, const Sums& sums) {
@@ -95,17 +87,14 @@ void Upload::sum_squares(const Queue& queue, const Work& work, void* workspace, 
 
 // Folds the sums of chunks, which lie at the start of the scratch, into those of segments.
 void Upload::fold_chunks(const Queue& queue, const Work& work, const Sums& sums) {
-  const FoldLevels found = levels_of(work, sums.indices);
-  std::vector<FoldRow> rows;
-  for (const auto& level : found.levels) rows.insert(rows.end(), level.begin(), level.end());
+  const FoldLevels found = fold_levels(work.segments, sums.indices);
   auto* const numbers = static_cast<double*>(sums.scratch);
   auto* row = reinterpret_cast<FoldRow*>(numbers + found.numbers);
-  rows_.copy(queue, row, rows.data(), bytes_of(rows));
-  for (const auto& level : found.levels) {
-    const bool is_last = &level == &found.levels.back();
-    fold(queue, {numbers, row, is_last ? sums.sums : numbers, 0},
-         static_cast<std::int64_t>(level.size()));
-    row += level.size();
+  rows_.copy(queue, row, found.rows.data(), bytes_of(found.rows));
+  for (const std::int64_t& size : found.sizes) {
+    const bool is_last = &size == &found.sizes.back();
+    fold(queue, {numbers, row, is_last ? sums.sums : numbers, 0}, size);
+    row += size;
   }
 }
 
