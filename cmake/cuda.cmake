@@ -52,8 +52,8 @@ target_compile_definitions(_C PRIVATE ${RADAM_CUDA_CONSTANTS})
 target_compile_options(radam_cuda_options INTERFACE
   ${RADAM_CUDA_ROUNDING} -Xcompiler=-Wall,-fvisibility=hidden)
 
-# The step kernels are compiled once per dtype of the parameter, in parallel.
-foreach(dtype IN ITEMS double float BFloat16 Half)
+# The step kernels are compiled once per format of the parameter, in parallel.
+foreach(dtype IN ITEMS double float BFloat16 Half SplitBFloat16 MasteredBFloat16 MasteredHalf)
   add_library(cuda_${dtype} OBJECT csrc/cuda/step_kernels.cu)
   target_compile_definitions(cuda_${dtype} PRIVATE RADAM_PARAM=${dtype})
   target_link_libraries(cuda_${dtype} PRIVATE radam_cuda_options)

@@ -154,10 +154,13 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
       .def("take", &Waiting::take, py::arg("groups"));
 
   py::class_<TensorTable>(m, "TensorTable", py::module_local())
-      .def(py::init<const std::vector<std::string>&, std::int64_t, bool>(), py::arg("state"),
-           py::arg("chunk") = 1, py::arg("counts_on_device") = false)
+      .def(py::init<const std::vector<std::string>&, std::int64_t, bool,
+                    const std::vector<std::string>&>(),
+           py::arg("state"), py::arg("chunk") = 1, py::arg("counts_on_device") = false,
+           py::arg("draws") = std::vector<std::string>())
       .def("add", &TensorTable::add, py::arg("place"), py::arg("types"),
-           py::arg("dtensor") = py::none(), py::arg("flat") = py::none(), py::arg("offset") = 0)
+           py::arg("dtensor") = py::none(), py::arg("flat") = py::none(), py::arg("offset") = 0,
+           py::arg("elements") = py::none())
       .def("__len__", &TensorTable::size)
       .def("read", &TensorTable::read, py::arg("groups"), py::arg("states"),
            py::arg("is_separate") = false)
@@ -178,6 +181,7 @@ PYBIND11_MODULE(RADAM_MODULE, m) {
                              [](const TensorTable& t) { return bytes_of(t.work().segments); })
       .def_property_readonly("coefficients",
                              [](const TensorTable& t) { return bytes_of(t.work().coefficients); })
+      .def_property_readonly("draws", [](const TensorTable& t) { return bytes_of(t.work().draws); })
       .def("fold_levels", &fold_levels_of, py::arg("first_of_group"))
       .def("chunk_index", &chunk_index_of, py::arg("most"))
       .def_property_readonly("options",

@@ -11,7 +11,7 @@ constexpr const char* kCapsuleName = "dlpack_exchange_api";
 constexpr std::uint32_t kMajorVersion = 1;
 
 enum DeviceType : std::int32_t { kCPU = 1, kCUDA = 2 };
-enum TypeCode : std::uint8_t { kFloat = 2, kBFloat = 4, kComplex = 5 };
+enum TypeCode : std::uint8_t { kInt = 0, kFloat = 2, kBFloat = 4, kComplex = 5 };
 
 struct Device {
   std::int32_t type;

@@ -1,5 +1,6 @@
 #include "group_options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -24,7 +25,7 @@ constexpr std::size_t kTerms = 64;  // cache: step counts of a model times sets 
 
 bool is_plain(PyObject* value) {
   return PyFloat_CheckExact(value) || PyLong_CheckExact(value) || PyBool_Check(value) ||
-         value == Py_None;
+         PyUnicode_CheckExact(value) || value == Py_None;
 }
 
 // Whether a value cannot change as long as it is the same object.
@@ -61,6 +62,8 @@ py::dict as_dict(const py::handle& group) {
 GroupOptions::GroupOptions(const py::dict& defaults, const std::vector<std::string>& watched)
     : names_(kOptionNames, kOptionNames + kOptions) {
   names_.insert(names_.end(), watched.begin(), watched.end());
+  seed_ =
+      static_cast<std::size_t>(std::find(names_.begin(), names_.end(), "seed") - names_.begin());
   for (std::size_t i = 0; i < names_.size(); ++i) {
     const std::string& name = names_[i];
     if (i == option::beta1) {
@@ -106,6 +109,8 @@ void GroupOptions::read_option(Group& group, std::size_t index, std::size_t opti
                                PyObject* value) {
   if (option == option::lr) {
     read_lr(group, index, value);
+  } else if (option >= kOptions && PyUnicode_Check(value)) {
+    set(group, option, static_cast<double>(PyObject_Hash(value)));  // only a change matters
   } else if (option != option::beta1) {
     set(group, option, number(value));
   } else {
@@ -242,6 +247,11 @@ const StepCoefficients<double>& GroupOptions::coefficients(std::size_t index, do
     group.clip_coefficient = clip_coefficient;
   }
   return group.kept;
+}
+
+std::uint64_t GroupOptions::seed(std::size_t group) const {
+  const std::vector<double>& numbers = groups_[group].numbers;
+  return seed_ < numbers.size() ? static_cast<std::uint64_t>(numbers[seed_]) : 0;
 }
 
 DeviceOptions GroupOptions::for_device(std::size_t index, const dlpack::Device& device,

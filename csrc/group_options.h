@@ -34,6 +34,9 @@ class GroupOptions {
   const StepCoefficients<double>& coefficients(std::size_t group, double step, double grad_scale,
                                                double clip_coefficient);
 
+  // The seed of stochastic rounding.
+  std::uint64_t seed(std::size_t group) const;
+
   // The options for a device that counts the steps, without the addresses of the inputs that all
   // groups share.
   // capturing: whether a graph is being captured; its replays would not see a change on the host.
@@ -78,6 +81,7 @@ class GroupOptions {
   static double host_lr(const Group& group);
   const StepTerms& terms_of(const StepOptions& options, double step);
 
+  std::size_t seed_;                // index of the seed among the numbers
   std::vector<std::string> names_;  // of the numbers: those of options.def, then the watched ones
   std::vector<double> fallbacks_;   // their defaults; NaN: a group must have the option
   py::dict index_of_;               // maps a key of a group to the first number that it gives

@@ -16,7 +16,7 @@ struct Half {
   std::uint16_t bits;
 };
 
-enum class DType : std::uint8_t { float64, float32, bfloat16, float16 };
+enum class DType : std::uint8_t { float64, float32, bfloat16, float16, int16 };
 
 namespace detail {
 RADAM_INLINE std::uint32_t float_bits(float x) {
@@ -68,6 +68,27 @@ RADAM_INLINE void store(BFloat16& to, float x) {
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   to.bits = static_cast<std::uint16_t>(x != x ? 0x7fc0u : rounded);
 }
+// Rounds up with the probability that leaves the expectation at x, given 16 random bits.
+RADAM_INLINE void store_stochastically(BFloat16& to, float x, std::uint32_t random) {
+  const std::uint32_t rounded = (detail::float_bits(x) + random) >> 16;
+  to.bits = static_cast<std::uint16_t>(x != x ? 0x7fc0u : rounded);
+}
+
+// A float32 number as the nearest bfloat16 number (of two, the larger in magnitude) and the
+// difference of their bits: 32 bits for 32 bits. A NaN becomes the canonical one.
+RADAM_INLINE void split(float x, BFloat16& to, std::int16_t& remainder) {
+  const std::uint32_t bits = x != x ? 0x7fc00000u : detail::float_bits(x);
+  const std::uint32_t rounded = (bits + 0x8000u) >> 16;
+  to.bits = static_cast<std::uint16_t>(rounded);
+  remainder = static_cast<std::int16_t>(bits - (rounded << 16));
+}
+// The remainder of another number can be below a zero that the user has written: it is then 0.
+RADAM_INLINE float join(BFloat16 x, std::int16_t remainder) {
+  const std::int32_t sum = ((x.bits & 0x7fff) << 16) + remainder;
+  const auto magnitude = static_cast<std::uint32_t>(sum > 0 ? sum : 0);
+  return detail::float_from(magnitude | (static_cast<std::uint32_t>(x.bits & 0x8000u) << 16));
+}
+
 RADAM_INLINE void store(Half& to, float x) {
 #if defined(__CUDA_ARCH__)
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
@@ -86,6 +107,15 @@ RADAM_INLINE void store(Half& to, float x) {
   result = magnitude > 0x7f800000u ? 0x7e00u : result;
   to.bits = static_cast<std::uint16_t>(sign | result);
 #endif
+}
+
+// The float32 copy of a 16-bit number, or the number where it is not the copy, rounded: where the
+// user has written it.
+template <typename E>
+RADAM_INLINE float master_of(E x, float copy) {
+  E rounded;
+  store(rounded, copy);
+  return rounded.bits == x.bits ? copy : load(x);
 }
 
 }  // namespace radam

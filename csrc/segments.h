@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "radam_math.h"
+#include "random.h"
 #include "scalar.h"
 
 namespace radam {
@@ -28,8 +29,9 @@ constexpr const char* kRoleNames[kRoles] = {
 };
 
 // A counter is one number. All other tensors have the shape, device and memory order of the
-// parameter; the moments of a launch have the same dtype.
-enum class RoleKind { arithmetic, counter, moment };
+// parameter; the moments of a launch have the same dtype. A master holds what a 16-bit parameter
+// leaves out: the other 16 bits, or all 32.
+enum class RoleKind { arithmetic, counter, moment, master };
 
 constexpr RoleKind kRoleKinds[kRoles] = {
 #define RADAM_ROLE(name, kind) RoleKind::kind,
@@ -48,8 +50,10 @@ struct alignas(16) Segment {
 
 struct SegmentTypes {
   DType of[kRoles];
-
+  bool has[kRoles];    // whether the launch has the role
+  bool draws[kRoles];  // whether its values are rounded stochastically
   bool arithmetic_is_float64() const { return of[role::param] == DType::float64; }
+  bool draws_any() const { return draws[role::param] || draws[role::exp_avg_sq]; }
 };
 
 // The inputs of the coefficients that a device computes, if it counts the steps.
@@ -65,8 +69,8 @@ struct DeviceOptions {
 // The input of one launch, without references to Python.
 struct Work {
   std::vector<Segment> segments;  // of parameters with a gradient
+  std::vector<Draw> draws;        // of the segments, if values are rounded stochastically
   SegmentTypes types;
-  bool amsgrad;
   bool counts_on_device;
   // If the host counts the steps: an array of StepCoefficients of the arithmetic type; of float64
   // if a device clips them.

@@ -30,6 +30,7 @@ bool is_complex(const dlpack::DataType& dtype) {
 std::optional<DType> real_dtype(const dlpack::DataType& dtype) {
   if (dtype.lanes != 1) return {};
   if (dtype.code == dlpack::kBFloat && dtype.bits == 16) return DType::bfloat16;
+  if (dtype.code == dlpack::kInt && dtype.bits == 16) return DType::int16;
   if (dtype.code != dlpack::kFloat && dtype.code != dlpack::kComplex) return {};
   switch (dtype.bits / (is_complex(dtype) ? 2 : 1)) {
     case 64:
@@ -155,24 +156,27 @@ const float* number_on(const dlpack::Device& device, const py::object& tensor, c
 }  // namespace
 
 TensorTable::TensorTable(const std::vector<std::string>& state, std::int64_t chunk,
-                         bool counts_on_device)
+                         bool counts_on_device, const std::vector<std::string>& draws)
     : chunk_(chunk) {
   if (chunk < 1 || (chunk & (chunk - 1)) != 0) {
     throw std::invalid_argument("chunk is " + std::to_string(chunk) + ", expected a power of two");
   }
-  has_[role::param] = has_[role::grad] = true;
-  for (const std::string& name : state) {
+  const auto role_of = [](const std::string& name, int first) {
     const auto* const end = kRoleNames + kRoles;
-    const auto* const found = std::find(kRoleNames + kFirstState, end, name);
-    if (found == end) throw std::invalid_argument("unknown state tensor '" + name + "'");
-    has_[found - kRoleNames] = true;
-  }
-  work_.amsgrad = has_[role::max_exp_avg_sq];
+    const auto* const found = std::find(kRoleNames + first, end, name);
+    if (found == end) throw std::invalid_argument("unknown tensor '" + name + "'");
+    return found - kRoleNames;
+  };
+  has_[role::param] = has_[role::grad] = true;
+  for (const std::string& name : state) has_[role_of(name, kFirstState)] = true;
+  for (const std::string& name : draws) work_.types.draws[role_of(name, 0)] = true;
+  std::copy(has_, has_ + kRoles, work_.types.has);
   work_.counts_on_device = counts_on_device;
 }
 
 void TensorTable::add(Place place, const std::vector<py::object>& types, const py::object& dtensor,
-                      const py::object& flat, std::int64_t offset) {
+                      const py::object& flat, std::int64_t offset,
+                      const std::optional<Elements>& elements) {
   for (const py::object& type : types) {
     if (!is_known(type.ptr())) types_.push_back(type);
   }
@@ -186,6 +190,10 @@ void TensorTable::add(Place place, const std::vector<py::object>& types, const p
   if (!dtensor.is_none()) {
     row.dtensor = static_cast<std::int32_t>(dtensors_.size());
     dtensors_.push_back({Placement(dtensor.ptr())});
+  }
+  if (elements) {
+    row.elements = static_cast<std::int32_t>(elements_.size());
+    elements_.push_back(*elements);
   }
   rows_.push_back(row);
 }
@@ -303,7 +311,7 @@ void TensorTable::hold_states(const py::object& states) {
 
 bool TensorTable::read(const py::list& groups, const py::object& states, bool is_separate) {
   release();
-  is_separate_ = is_separate;
+  is_separate_ = is_separate || work_.types.draws_any();
   const auto faster = without_torch_function();
   misfit_ = {};
   has_moved_ = false;
@@ -426,6 +434,14 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   }
   const bool has_segment = close_segment();
   if (has_segment && is_separate_) places_.push_back(row.place);
+  if (has_segment && row.elements >= 0) {
+    const auto& [parameter, offset, run, stride] = elements_[row.elements];
+    const bool* const drawn = work_.types.draws;
+    work_.draws.push_back(
+        {0, 0, offset, run, stride,
+         (drawn[role::param] ? kDrawsParam : 0) + (drawn[role::exp_avg_sq] ? kDrawsExpAvgSq : 0)});
+    parameters_.push_back(parameter);
+  }
   if (is_misplaced) {
     const std::ptrdiff_t last = static_cast<std::ptrdiff_t>(work_.segments.size()) - 1;
     misplaced_.push_back({static_cast<std::size_t>(&row - rows_.data()), has_segment ? last : -1,
@@ -565,16 +581,29 @@ int TensorTable::decide_types() {
     const DType arithmetic = work_.types.arithmetic_is_float64() ? DType::float64 : DType::float32;
     switch (kRoleKinds[r]) {
       case RoleKind::arithmetic:
-        if (is_complex(dtypes_[r]) != complex) return r;
+        if (*dtype == DType::int16 || is_complex(dtypes_[r]) != complex) return r;
         break;
       case RoleKind::counter:
         if (*dtype != DType::float32 && *dtype != DType::float64) return r;
         break;
       case RoleKind::moment:
-        // All in the arithmetic type, or all in that of a 16-bit parameter.
+        // All in the arithmetic type, or all in that of a 16-bit parameter, or all in bfloat16.
         if (has_[r] && is_complex(dtypes_[r]) != complex) return r;
-        if (*dtype != arithmetic && *dtype != types[role::param]) return r;
+        if (*dtype != arithmetic && *dtype != types[role::param] &&
+            (*dtype != DType::bfloat16 || arithmetic != DType::float32)) {
+          return r;
+        }
         if (*dtype != types[role::exp_avg]) return r;
+        break;
+      case RoleKind::master:
+        if (!has_[r]) break;
+        if (r == role::master_param) {
+          const bool is_narrow =
+              types[role::param] == DType::bfloat16 || types[role::param] == DType::float16;
+          if (*dtype != DType::float32 || !is_narrow) return r;
+        } else if (*dtype != DType::int16 || types[role::param] != DType::bfloat16) {
+          return r;
+        }
         break;
     }
   }
@@ -644,6 +673,7 @@ std::vector<std::int64_t> TensorTable::indices(
 void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
                           const py::object& found_inf, bool capturing, const py::object& clip) {
   work_.clip = clip_on(device_, clip);
+  compute_keys(options);
   work_.coefficients.clear();
   work_.options.clear();
   std::vector<std::int64_t> slots(options.size(), -1);
@@ -684,6 +714,19 @@ void TensorTable::compute(GroupOptions& options, const py::object& grad_scale,
   }
   for (Segment& segment : work_.segments)
     segment.coefficients_index = slot_of[segment.coefficients_index];
+}
+
+// The keys of the random bits; those of the step only if the host counts it.
+void TensorTable::compute_keys(const GroupOptions& options) {
+  for (std::size_t i = 0; i < work_.draws.size(); ++i) {
+    const Segment& segment = work_.segments[i];
+    Draw& draw = work_.draws[i];
+    const bool on_host = !work_.counts_on_device;
+    const auto group = on_host ? counts_[segment.coefficients_index].first
+                               : static_cast<std::size_t>(segment.options_index);
+    draw.key = parameter_key(options.seed(group), parameters_[i]);
+    if (on_host) draw.step_key = step_key(draw.key, counts_[segment.coefficients_index].second);
+  }
 }
 
 template <typename T>
@@ -731,6 +774,8 @@ void TensorTable::finish() {
 
 void TensorTable::release() {
   work_.segments.clear();
+  work_.draws.clear();
+  parameters_.clear();
   places_.clear();
   padded_ = 0;
   counts_.clear();

@@ -29,18 +29,22 @@ class TensorTable {
  public:
   // state: names of the state tensors. chunk: segments are padded to multiples of so many elements,
   // a power of two. counts_on_device: whether the device increments the step counters and computes
-  // the coefficients.
-  TensorTable(const std::vector<std::string>& state, std::int64_t chunk, bool counts_on_device);
+  // the coefficients. draws: names of the tensors whose values are rounded stochastically.
+  TensorTable(const std::vector<std::string>& state, std::int64_t chunk, bool counts_on_device,
+              const std::vector<std::string>& draws);
   ~TensorTable() { release(); }
   TensorTable(const TensorTable&) = delete;
   TensorTable& operator=(const TensorTable&) = delete;
 
   // Adds a parameter. types: the types of its tensors, or of their local tensors, all of which have
   // their own memory. dtensor: the parameter if it is a DTensor, or None; the row then takes only
-  // DTensors. flat: the flat buffer that must hold the parameter at an offset, or None. The first
-  // row that is read determines the device and the dtypes of the launch.
+  // DTensors. flat: the flat buffer that must hold the parameter at an offset, or None. elements:
+  // if values are rounded stochastically, the number of the parameter, and offset, run and stride
+  // of its elements (see Draw). The first row that is read determines the device and the dtypes of
+  // the launch.
+  using Elements = std::tuple<std::uint64_t, std::int64_t, std::int64_t, std::int64_t>;
   void add(Place place, const std::vector<py::object>& types, const py::object& dtensor,
-           const py::object& flat, std::int64_t offset);
+           const py::object& flat, std::int64_t offset, const std::optional<Elements>& elements);
   std::size_t size() const { return rows_.size(); }
   std::int64_t chunk() const { return chunk_; }
 
@@ -99,7 +103,7 @@ class TensorTable {
   // Bytes of device memory for the tables of a launch over all rows.
   std::size_t workspace_bytes(std::size_t groups) const {
     return rows_.size() * (sizeof(Segment) + 2 * sizeof(StepCoefficients<double>)) +
-           groups * sizeof(DeviceOptions);
+           elements_.size() * sizeof(Draw) + groups * sizeof(DeviceOptions);
   }
 
  private:
@@ -117,6 +121,7 @@ class TensorTable {
     const void* at[kRoles] = {};       // addresses of their elements
     bool is_copied = false;            // whether a temporary copy of the parameter is updated
     std::int32_t dtensor = -1;         // index in dtensors_; -1: the tensors are no DTensors
+    std::int32_t elements = -1;        // index in elements_; -1: nothing is drawn
   };
   // What a row of DTensors needs more.
   struct DTensors {
@@ -158,6 +163,7 @@ class TensorTable {
   bool is_continued() const;
   bool close_segment();
   std::size_t count_index(Row& row, double step);
+  void compute_keys(const GroupOptions& options);
   void add_coefficients(const StepCoefficients<double>& given);
   template <typename T>
   void add_row(const StepCoefficients<double>& given);
@@ -166,6 +172,7 @@ class TensorTable {
   bool has_[kRoles] = {};
   std::vector<Row> rows_;
   std::vector<DTensors> dtensors_;
+  std::vector<Elements> elements_;
   std::vector<std::int64_t> layouts_;
   std::vector<py::object> types_;  // subclasses of torch.Tensor that have their own memory
   bool types_known_ = false;
@@ -179,8 +186,9 @@ class TensorTable {
   // Filled by read() and compute(), for one step.
   Work work_{};
   bool is_separate_ = false;
-  std::vector<Place> places_;  // of the segments, if they are separate
-  std::int64_t padded_ = 0;    // elements of the segments, each padded to whole chunks
+  std::vector<Place> places_;              // of the segments, if they are separate
+  std::vector<std::uint64_t> parameters_;  // numbers of those whose bits are drawn
+  std::int64_t padded_ = 0;                // elements of the segments, each padded to whole chunks
   std::vector<std::pair<PyObject*, PyObject*>> states_;  // items of optimizer.state
   std::vector<std::pair<std::size_t, double>> counts_;   // distinct (group, step count)
   std::vector<Step> steps_;

@@ -19,7 +19,11 @@ class Waiting:
 
 class TensorTable:
     def __init__(
-        self, state: Sequence[str], chunk: int = 1, counts_on_device: bool = False
+        self,
+        state: Sequence[str],
+        chunk: int = 1,
+        counts_on_device: bool = False,
+        draws: Sequence[str] = (),
     ) -> None: ...
     def __len__(self) -> int: ...
     def add(
@@ -29,6 +33,7 @@ class TensorTable:
         dtensor: Tensor | None = None,
         flat: Tensor | None = None,
         offset: int = 0,
+        elements: tuple[int, int, int, int] | None = None,
     ) -> None: ...
     def read(
         self, groups: list[dict[str, Any]], states: dict[Tensor, Any], is_separate: bool = False
@@ -59,6 +64,8 @@ class TensorTable:
     def coefficients(self) -> bytes: ...
     @property
     def options(self) -> bytes: ...
+    @property
+    def draws(self) -> bytes: ...
     def fold_levels(self, first_of_group: Sequence[int]) -> tuple[bytes, list[int], int]: ...
     def chunk_index(self, most: int) -> tuple[bytes, int]: ...
 

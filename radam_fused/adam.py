@@ -7,7 +7,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import FusedOptimizer
 from .docstrings import documents
-from .options import ADAM, ADAMW
+from .option_sets import ADAM, ADAMW
 
 __all__ = ["FusedAdam", "FusedAdamW"]
 
@@ -67,7 +67,10 @@ class FusedAdam(FusedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        moments_in_param_dtype: bool = False,
+        moments: str | None = None,
+        master_weights: str | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         flatten: bool = False,
         backend: str = "auto",
         max_grad_norm: float | None = None,
@@ -132,7 +135,10 @@ class FusedAdamW(FusedAdam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        moments_in_param_dtype: bool = False,
+        moments: str | None = None,
+        master_weights: str | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         flatten: bool = False,
         backend: str = "auto",
         max_grad_norm: float | None = None,

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from .conversions import convert_moments, take_master
 from .dtensors import are_placed_alike, is_dtensor, local, placed_like, redistribute
 from .extension import _C
-from .options import Group, OptionSet
+from .formats import Format, format_of
+from .option_sets import OptionSet
+from .options import Group
 from .state import (
     CPU,
     STATE,
+    Field,
+    Role,
     State,
-    arithmetic_dtype,
     counter_dtype,
-    needed,
 )
 from .tensors import has_own_memory, is_dense
 
@@ -36,25 +39,16 @@ class New(NamedTuple):
     Attributes:
         param: The parameter.
         state: Its state.
-        names: Names of the tensors that the state needs.
         counter_device: Device of the step counter.
         counter_dtype: Dtype of the step counter.
-        moments_in_param_dtype: Whether new moments have the parameter's dtype.
+        format: How the parameter and its state are stored.
     """
 
     param: Tensor
     state: State
-    names: tuple[str, ...]
     counter_device: torch.device
     counter_dtype: torch.dtype
-    moments_in_param_dtype: bool
-
-    def moment_dtype(self) -> torch.dtype:
-        """The dtype of new moments: the dtype of existing moments, if there are any."""
-        if "exp_avg" in self.state:
-            dtype: torch.dtype = self.state["exp_avg"].dtype
-            return dtype
-        return self.param.dtype if self.moments_in_param_dtype else arithmetic_dtype(self.param)
+    format: Format
 
 
 def new(param: Tensor, state: State, group: Group, options: OptionSet) -> New:
@@ -62,10 +56,9 @@ def new(param: Tensor, state: State, group: Group, options: OptionSet) -> New:
     return New(
         param,
         state,
-        needed(group, options),
         param.device if options.counts_on_device(group) else CPU,
         counter_dtype(bool(options.get(group, "fused"))),
-        bool(options.get(group, "moments_in_param_dtype")),
+        format_of(param, group, options),
     )
 
 
@@ -73,20 +66,27 @@ def complete_states(new: Sequence[New]) -> None:
     """Add the tensors that states lack.
 
     A new moment is zero and has the shape, device and, if the parameter is dense, memory order of
-    the parameter; that of a DTensor is a DTensor. Each tensor has its own storage.
+    the parameter; that of a DTensor is a DTensor. Each tensor has its own storage. A new master is
+    the value of the parameter, or that of a master in another format, which is then dropped.
+    Moments of another dtype are converted.
     """
-    lacking = [member for member in new if not all(name in member.state for name in member.names)]
+    for member in new:
+        convert_moments(member.state, member.format.moments)
+    lacking = [m for m in new if not all(name in m.state for name in m.format.names)]
     small = [_is_small(member.param) for member in lacking]
     for field in STATE:
         wanted = [
             (member, is_small)
             for member, is_small in zip(lacking, small, strict=True)
-            if field.name in member.names and field.name not in member.state
+            if field.name in member.format.names and field.name not in member.state
         ]
-        if field.is_moment:
-            _add_moments(field.name, wanted)
-        else:
+        if field.role is Role.COUNTER:
             _add_counters([member for member, _ in wanted])
+        else:
+            _add_elementwise(field, wanted)
+        if field.role is Role.MASTER:
+            for member, _ in wanted:
+                take_master(member.param, member.state, field.name)
 
 
 def _is_small(param: Tensor) -> bool:
@@ -123,10 +123,10 @@ def numbers_of(tensor: Tensor) -> list[Tensor]:
     return [tensor[i].clone() for i in range(len(tensor))]
 
 
-def _add_moments(name: str, new: Sequence[tuple[New, bool]]) -> None:
-    small = defaultdict(list)
+def _add_elementwise(field: Field, new: Sequence[tuple[New, bool]]) -> None:
+    name, small = field.name, defaultdict(list)
     for member, is_small in new:
-        param, dtype = local(member.param), member.moment_dtype()
+        param, dtype = local(member.param), field.dtype or member.format.moments
         if is_small:
             small[param.device, dtype].append(member)
         else:

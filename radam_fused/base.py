@@ -11,15 +11,17 @@ from torch.optim.optimizer import Optimizer, ParamsT, StateDict
 
 from . import backends
 from .allocation import complete_states, move_counters, new
+from .caller import warn_user
 from .clipping import Clipping
 from .dtensors import check_not_flat
 from .faults import check_params
 from .flat import FlatGroup, movable
+from .formats import check_parameters
 from .groups import name_of, params_of
 from .loading import check_state_dict, complete_options, restore_loaded, warn_of_differences
 from .locks import lock
+from .masters import Masters
 from .norms import Norms
-from .options import warn_user
 from .plan import Plan
 from .scaling import ForOneStep
 from .state import State
@@ -28,7 +30,7 @@ from .tracing import check_graph_capture, leave_untraced
 from .values import flag
 
 
-class FusedOptimizer(Clipping, Optimizer):
+class FusedOptimizer(Clipping, Masters, Optimizer):
     """An optimizer whose step is one pass over parameters, gradients and moments.
 
     A subclass declares its options, and calls `_construct`.
@@ -134,6 +136,7 @@ class FusedOptimizer(Clipping, Optimizer):
             self._options.drop_defaults(group, keep=self.defaults)
             self._options.check(group)
             self._check_no_settings(group, count)
+            check_parameters(self.param_groups, count, self._options)
             backends.check_options(self.backend, group["differentiable"], group["capturable"])
             if self.flatten:
                 self._flatten(count)
@@ -194,7 +197,7 @@ class FusedOptimizer(Clipping, Optimizer):
             complete_options(group, before, self._options, loaded=self._loading is not None)
             self._options.drop_defaults(group, keep=self.defaults)
         if self._loading is not None:
-            restore_loaded(self.param_groups, self.state, self._loading)
+            restore_loaded(self.param_groups, self.state, self._loading, self._options)
         move_counters(self._counters())
         if flat_gradients is not None and self.flatten:
             # A copy has its own parameters, in new memory.
@@ -390,7 +393,7 @@ class FusedOptimizer(Clipping, Optimizer):
         for it in found:
             params_with_grad.append(it.param)
             grads.append(it.param.grad)  # type: ignore[arg-type]
-            for key in it.names:
+            for key in it.format.names:
                 if key in lists:
                     lists[key].append(it.state[key])
         return any(it.param.is_complex() for it in found)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .norms import Norms, NormSettings
-from .options import OptionSet
+from .option_sets import OptionSet
 from .settings import DEFAULTS, Attribute
 
 

@@ -1,5 +1,6 @@
 """DTensors: their local tensors, and where their shards lie."""
 
+import math
 import sys
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,43 @@ def local(tensor: Any) -> Any:
     if isinstance(found, AsyncCollectiveTensor):
         found = found.trigger_wait()  # type: ignore[no-untyped-call]
     return found
+
+
+def shard_of(param: Any) -> list[tuple[int, int]] | None:
+    """The range of each dimension that the local tensor of a DTensor holds.
+
+    Returns:
+        The first index and the number of indices of each dimension; None if they are no ranges.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    mesh, sizes = param.device_mesh, param.device_mesh.shape
+    over: list[list[int]] = [[] for _ in range(param.ndim)]  # dimensions of the mesh, in order
+    for dim, placement in enumerate(param.placements):
+        if isinstance(placement, Replicate):
+            continue
+        if not isinstance(placement, Shard | _StridedShard):
+            return None
+        over[placement.dim].append(dim)
+    for entry in param._spec.shard_order or ():
+        over[entry.tensor_dim] = list(entry.mesh_dims)
+    ranges = []
+    for dim, mesh_dims in enumerate(over):
+        first, size = 0, param.shape[dim]
+        strided = [i for i in mesh_dims if isinstance(param.placements[i], _StridedShard)]
+        if strided:  # FSDP2 of a tensor that is sharded already: by the others, then by this one
+            others = [i for i in mesh_dims if i not in strided]
+            ways = math.prod(sizes[i] for i in others)
+            if len(strided) > 1 or param.placements[strided[0]].split_factor != ways:
+                return None
+            mesh_dims = others + strided
+        for i in mesh_dims:
+            size, start = Shard.local_shard_size_and_offset(size, sizes[i], mesh.get_local_rank(i))
+            first += start
+        ranges.append((first, size))
+    shape = tuple(size for _, size in ranges)
+    return ranges if shape == tuple(local(param).shape) else None
 
 
 def placed_like(param: Any, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .groups import Groups, Place, name_of, params_of
-from .options import OptionSet
+from .option_sets import OptionSet
 from .state import check_state
 from .tensors import describe
 

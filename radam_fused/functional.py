@@ -12,9 +12,18 @@ from .allocation import move_counters
 from .docstrings import documents
 from .dtensors import local
 from .faults import changed
-from .options import COEFFICIENTS, RADAM
+from .option_sets import RADAM
+from .options import COEFFICIENTS
 from .separation import are_apart
-from .state import CPU, MOMENTS, check_grad, check_param, check_state, counter_dtype
+from .state import (
+    CPU,
+    MOMENTS,
+    arithmetic_dtype,
+    check_grad,
+    check_param,
+    check_state,
+    counter_dtype,
+)
 from .tensors import describe
 
 __all__ = ["radam_step_"]
@@ -86,6 +95,11 @@ def radam_step_(
         check_param(param, name)
         check_grad(param, grad, name)
         check_state(param, state, name)
+        if exp_avgs[i].dtype not in (arithmetic_dtype(param), param.dtype):
+            raise ValueError(
+                f"exp_avg of {name} has dtype {exp_avgs[i].dtype}, expected "
+                f"{arithmetic_dtype(param)} or the parameter's"
+            )
         if not isinstance(state["step"], Tensor):
             raise TypeError(
                 f"step of {name} is {state['step']!r}, expected a tensor of one element"

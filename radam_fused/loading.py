@@ -9,17 +9,22 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .allocation import numbers_of
+from .caller import warn_user
+from .formats import check_conversion, format_of
 from .groups import Groups, name_of, params_of
-from .options import Group, OptionSet, warn_user
+from .option_sets import OptionSet
+from .options import Group
 from .state import (
+    ELEMENTWISE,
+    MASTERS,
     MOMENTS,
     REQUIRED,
-    arithmetic_dtype,
+    can_step,
     check_count,
     check_moment_shape,
     check_step,
     counter_dtype,
-    is_narrow,
+    expected_dtypes,
     is_readable,
 )
 from .tensors import check_writable, describe
@@ -82,6 +87,9 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: Groups, options: Opt
             _check_type(f"an index of {name}", saved_id, Hashable, "a number")
             state, param_name = saved_states.get(saved_id, {}), name_of(groups, (index, i))
             _check_saved(param, state, param_name)
+            if not is_lazy(param) and can_step(param):
+                wanted = format_of(param, final, options)
+                check_conversion(param_name, state, wanted, " in the state_dict")
             if is_readable(state.get("step")):
                 counts.append((param_name, state["step"]))
     if counts:
@@ -108,14 +116,18 @@ def _check_saved(param: Tensor, state: Any, name: str) -> None:
     if "step" in state:
         check_step(state["step"], name)
         _check_value(param, state["step"], f"step of {name}")
-    for key in MOMENTS:
+    for key in ELEMENTWISE:
         if key in state and not is_lazy(param):
             moment, what = state[key], f"{key} of {name}"
             check_moment_shape(param, moment, what)
             check_writable(moment, what)
             _check_value(param, moment, what)
-            if moment.is_complex() != param.is_complex():
-                raise ValueError(f"{what} has dtype {moment.dtype}, expected {param.dtype}")
+            own = expected_dtypes(param, state, key) if key in MASTERS else ()
+            if (own and moment.dtype not in own) or (
+                not own and moment.is_complex() != param.is_complex()
+            ):
+                expected = own[0] if own else param.dtype
+                raise ValueError(f"{what} has dtype {moment.dtype}, expected {expected}")
 
 
 def _check_value(param: Tensor, saved: Any, name: str) -> None:
@@ -136,6 +148,8 @@ def complete_options(
         loaded: Whether the group is from a state_dict: the place of its step counters is then that
             of the group that it replaces.
     """
+    if group.pop("moments_in_param_dtype", False):  # of version 0.1
+        group["moments"] = "param"
     for name in options.of_torch:
         group.setdefault(name, options.defaults[name])
     for name in options.ours:
@@ -146,17 +160,21 @@ def complete_options(
 
 
 def restore_loaded(
-    groups: Sequence[dict[str, Any]], states: dict[Tensor, Any], state_dict: dict[str, Any]
+    groups: Sequence[dict[str, Any]],
+    states: dict[Tensor, Any],
+    state_dict: dict[str, Any],
+    options: OptionSet,
 ) -> None:
     """Undo two effects of torch's load_state_dict on a state.
 
-    torch casts the moments of 16-bit parameters to the parameter's dtype. It also shares the step
-    counters with the state_dict, so that the optimizer it came from would go on changing them.
+    torch casts the tensors of a state to the parameter's dtype. It also shares the step counters
+    with the state_dict, so that the optimizer it came from would go on changing them.
 
     Args:
         groups: The parameter groups, after loading.
         states: The state, after loading.
         state_dict: The state_dict that was loaded.
+        options: The options of the optimizer's class.
     """
     shared = defaultdict(list)
     for group, saved_group in zip(groups, state_dict["param_groups"], strict=True):
@@ -167,13 +185,13 @@ def restore_loaded(
             if isinstance(step, Tensor) and step is saved.get("step") and step.numel() == 1:
                 dtype = step.dtype if step.dtype.itemsize >= 4 else counter_dtype()
                 shared[step.device, step.dtype, dtype].append(state)
-            if not is_narrow(param):
+            if is_lazy(param) or not can_step(param):
                 continue
-            for key in MOMENTS:
+            moments = format_of(param, group, options).moments
+            for key in ELEMENTWISE:
                 if key in saved:
-                    dtype = saved[key].dtype
-                    kept = dtype if dtype == param.dtype else arithmetic_dtype(param)
-                    state[key] = saved[key].to(device=param.device, dtype=kept)
+                    dtype = moments if key in MOMENTS else saved[key].dtype
+                    state[key] = saved[key].to(device=param.device, dtype=dtype)
     for (*_, dtype), alike in shared.items():
         steps = torch.stack([state["step"].reshape(()) for state in alike]).to(dtype)
         for state, number in zip(alike, numbers_of(steps), strict=True):

@@ -11,7 +11,7 @@ from .base import FusedOptimizer
 from .docstrings import documents
 from .faults import find_fault
 from .groups import name_of, params_of
-from .options import RADAM
+from .option_sets import RADAM
 from .state import check_count, check_step
 
 __all__ = ["FusedRAdam", "Rectification"]
@@ -124,7 +124,10 @@ class FusedRAdam(FusedOptimizer):
         eps_after_bias_correction: bool = False,
         absolute_weight_decay: bool = False,
         decay_skipped_steps: bool = True,
-        moments_in_param_dtype: bool = False,
+        moments: str | None = None,
+        master_weights: str | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         flatten: bool = False,
         backend: str = "auto",
         max_grad_norm: float | None = None,

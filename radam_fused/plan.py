@@ -16,17 +16,20 @@ from .backends import (
     Launches,
     Step,
 )
+from .caller import warn_user
 from .dtensors import check_not_flat, local
+from .elements import Elements, elements_of
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
+from .formats import check_conversion, check_format
 from .groups import Groups, Place, States, given_name, name_of, params_of, with_gradient
 from .norms import Norms, NormSettings
-from .options import OptionSet, warn_user
+from .option_sets import OptionSet
 from .overlap import Range, extent
 from .separation import are_apart, check_apart
 from .spread import Spread
-from .state import MOMENTS, State, check_grad, check_param, check_state
+from .state import ELEMENTWISE, State, check_grad, check_param, check_state
 from .tensors import has_own_memory, is_dense
 
 
@@ -40,6 +43,7 @@ class _Planned(NamedTuple):
     backend: Backend
     home: tuple[FlatBuffer, Slot] | None
     counts_on_device: bool
+    elements: Elements | None
 
     def counter_device(self) -> torch.device:
         """The device that its step counter must be on. The eager backend takes any."""
@@ -235,21 +239,23 @@ class Plan:
             if not (isinstance(step := it.new.state["step"], Tensor) and not has_own_memory(step))
         )
         for it in found:
-            moments = [name for name in it.new.names if name in MOMENTS]
+            elementwise = [name for name in it.new.format.names if name in ELEMENTWISE]
             slot = None
             if it.home is not None:
                 buffer, slot = it.home
                 slot.bring_back()
-                buffer.take_over(slot, it.new.state, moments)
+                buffer.take_over(slot, it.new.state, elementwise)
             self.launches.add(
                 it.place,
                 it.param,
                 it.grad,
                 it.new.state,
-                moments,
+                elementwise,
                 it.backend,
                 it.counts_on_device,
                 slot,
+                it.new.format.draws,
+                it.elements,
             )
         # Last, so that an error leaves no new state behind.
         for it in found:
@@ -286,8 +292,12 @@ class Plan:
             if backend.name == "eager" and not group["differentiable"] and _has_values(param):
                 slow.append((param, name, why))
             needs = new(param, state, group, self._options)
+            check_format(param, name, group, self._options)
+            check_conversion(name, state, needs.format)
+            draws = bool(needs.format.draws)
+            elements = elements_of(param, place, name, groups) if draws else None
             on_device = backend.supports_capturable and self._counts_on_device(group, state)
-            found.append(_Planned(place, param, grad, needs, backend, home, on_device))
+            found.append(_Planned(place, param, grad, needs, backend, home, on_device, elements))
         if any(it.home is not None and not it.home[1].holds(it.param) for it in found):
             # Moved back into their buffers, they would no longer overlap.
             dense: list[Range] = []

@@ -1,6 +1,7 @@
 """The tensors of a step: those of a state are declared here, once; and the checks of them all."""
 
 from collections.abc import Mapping
+from enum import Enum
 from math import inf
 from numbers import Real
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .dtensors import check_alike, check_not_partial
-from .options import Group, OptionSet
 from .tensors import (
     check_memory,
     check_tensor,
@@ -24,30 +24,45 @@ State = dict[str, Any]
 CPU = torch.device("cpu")
 
 
+class Role(Enum):
+    """What a tensor of a state is. All but counters have the parameter's shape and device."""
+
+    COUNTER = "the step counter"
+    MOMENT = "a moment"
+    MASTER = "what a 16-bit parameter leaves out of its float32 value"
+
+
 class Field(NamedTuple):
     """One tensor of a parameter's state.
 
     Attributes:
         name: Its key, and its role in csrc/roles.def.
-        is_moment: Whether it is a moment, with the shape and device of the parameter; otherwise it
-            is the step counter.
+        role: What it is.
         option: The option that requires it, or None if every state has it.
+        values: The values of the option that require it.
+        dtype: Its dtype; None if that is the dtype of the moments, or one of a counter.
     """
 
     name: str
-    is_moment: bool = True
+    role: Role = Role.MOMENT
     option: str | None = None
+    values: tuple[Any, ...] = ()
+    dtype: torch.dtype | None = None
 
 
 # In the order of torch.optim.RAdam.
 STATE = (
-    Field("step", is_moment=False),
+    Field("step", Role.COUNTER),
     Field("exp_avg"),
     Field("exp_avg_sq"),
-    Field("max_exp_avg_sq", option="amsgrad"),
+    Field("max_exp_avg_sq", Role.MOMENT, "amsgrad", (True,)),
+    Field("param_remainder", Role.MASTER, "master_weights", ("split",), torch.int16),
+    Field("master_param", Role.MASTER, "master_weights", ("float32",), torch.float32),
 )
 
-MOMENTS = tuple(field.name for field in STATE if field.is_moment)
+MOMENTS = tuple(field.name for field in STATE if field.role is Role.MOMENT)
+MASTERS = tuple(field.name for field in STATE if field.role is Role.MASTER)
+ELEMENTWISE = (*MOMENTS, *MASTERS)
 REQUIRED = tuple(field.name for field in STATE if field.option is None)
 
 # The tensors of a segment, in the order of csrc/roles.def.
@@ -62,13 +77,6 @@ _ARITHMETIC = {
     torch.complex128: torch.complex128,
     torch.complex64: torch.complex64,
 }
-
-
-def needed(group: Group, options: OptionSet) -> tuple[str, ...]:
-    """The names of the state tensors that the options of a group require."""
-    return tuple(
-        field.name for field in STATE if field.option is None or options.get(group, field.option)
-    )
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
@@ -201,8 +209,7 @@ def check_state(param: Tensor, state: Any, name: str) -> None:
         check_count(step.item(), name)
     if isinstance(step, Tensor) and step.is_meta and not param.is_meta:
         raise ValueError(f"step of {name} is on meta, expected {param.device}")
-    expected_dtypes: tuple[torch.dtype, ...] = (arithmetic_dtype(param), param.dtype)
-    for key in MOMENTS:
+    for key in ELEMENTWISE:
         if key not in state:
             continue
         moment = state[key]
@@ -210,12 +217,21 @@ def check_state(param: Tensor, state: Any, name: str) -> None:
         check_alike(param, moment, f"{key} of {name}")
         if moment.device != param.device:
             raise ValueError(f"{key} of {name} is on {moment.device}, expected {param.device}")
-        if moment.dtype not in expected_dtypes:
-            raise ValueError(
-                f"{key} of {name} has dtype {moment.dtype}, expected {expected_dtypes[0]}"
-            )
-        expected_dtypes = (moment.dtype,)  # all moments must have the same dtype
+        expected = expected_dtypes(param, state, key)
+        if moment.dtype not in expected:
+            raise ValueError(f"{key} of {name} has dtype {moment.dtype}, expected {expected[0]}")
         check_writable(moment, f"{key} of {name}")
+
+
+def expected_dtypes(param: Tensor, state: Mapping[Any, Any], key: str) -> tuple[torch.dtype, ...]:
+    """The dtypes that a tensor of a state can have, the usual one first."""
+    if key in MASTERS:
+        return tuple(field.dtype for field in STATE if field.name == key and field.dtype)
+    if key != "exp_avg":  # all moments have the same dtype
+        return (state["exp_avg"].dtype,)
+    arithmetic = arithmetic_dtype(param)
+    narrow = (torch.bfloat16,) if arithmetic == torch.float32 and not param.is_complex() else ()
+    return (arithmetic, param.dtype, *narrow)
 
 
 def check_moment_shape(param: Tensor, moment: Any, name: str) -> None:

@@ -109,3 +109,30 @@ def flag(name: str, or_none: bool = False) -> Domain:
         return TypeError(f"Invalid {name} value: {describe(value)}, expected {expected}")
 
     return check
+
+
+def choice(name: str, *values: str) -> Domain:
+    """None, or one of some texts."""
+
+    def check(value: Any) -> Exception | None:
+        if value is None or (isinstance(value, str) and value in values):
+            return None
+        kind = ValueError if isinstance(value, str) else TypeError
+        known = ", ".join(map(repr, values))
+        return kind(f"Invalid {name} value: {describe(value)}, expected None or one of {known}")
+
+    return check
+
+
+def whole_number(name: str, end: int) -> Domain:
+    """An integer from 0 to below an end."""
+
+    def check(value: Any) -> Exception | None:
+        expected = f"an integer of at least 0 and below {end}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            return TypeError(f"Invalid {name} value: {describe(value)}, expected {expected}")
+        if not 0 <= value < end:
+            return ValueError(f"Invalid {name} value: {value}, expected {expected}")
+        return None
+
+    return check

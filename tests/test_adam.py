@@ -31,7 +31,15 @@ OPTIONS = {
     "betas": {"betas": (0.5, 0.8)},
     "no-momentum": {"betas": (0.0, 0.99)},
 }
-OURS = {"flatten", "backend", "moments_in_param_dtype", *settings.DEFAULTS}
+OURS = {
+    "flatten",
+    "backend",
+    "moments",
+    "master_weights",
+    "stochastic_rounding",
+    "seed",
+    *settings.DEFAULTS,
+}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -81,7 +81,7 @@ def test_gradients_of_any_dtype_give_the_bits_of_eager(param, grad, in_param_dty
     params = parameters((600,), (3, 3), dtype=param)
     others = copies(params)
     optimizers = [
-        FusedRAdam(ps, backend=backend, moments_in_param_dtype=in_param_dtype, amsgrad=True)
+        FusedRAdam(ps, backend=backend, moments="param" if in_param_dtype else None, amsgrad=True)
         for ps, backend in ((params, "cpu"), (others, "eager"))
     ]
     for grads in gradients(params, 8):
@@ -123,7 +123,7 @@ def runs(draw):
         "eps_after_bias_correction": draw(st.booleans()),
         "decoupled_weight_decay": draw(st.booleans()),
         "decay_skipped_steps": draw(st.booleans()),
-        "moments_in_param_dtype": draw(st.booleans()),
+        "moments": draw(st.sampled_from([None, "param"])),
     }
     steps = draw(st.integers(1, 9))
     return torch.nn.Parameter(tensor()), [[tensor()] for _ in range(steps)], options
@@ -185,7 +185,7 @@ def test_rounding_to_16_bits_agrees_with_torch(dtype, instruction_set):
     p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype))
     p.grad_dtype = None
     p.grad = grads
-    optimizer = FusedRAdam([p], betas=(0.0, 0.9), backend="cpu", moments_in_param_dtype=True)
+    optimizer = FusedRAdam([p], betas=(0.0, 0.9), backend="cpu", moments="param")
     optimizer.step()
     assert_same_bits(optimizer.state[p]["exp_avg"], grads.to(dtype))
 

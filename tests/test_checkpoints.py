@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -115,33 +116,65 @@ def test_a_checkpoint_restores_our_options_and_keeps_those_that_it_lacks():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("in_param_dtype", [False, True])
-def test_moments_of_16_bit_parameters_keep_their_saved_dtype(dtype, in_param_dtype):
+def test_moments_get_the_dtype_of_the_options_if_that_is_exact(dtype):
     [p] = parameters((9,), dtype=dtype)
-    saved = FusedRAdam([p], moments_in_param_dtype=in_param_dtype)
-    train(saved, gradients([p], 3))
-    expected = dtype if in_param_dtype else torch.float32
-    assert saved.state[p]["exp_avg"].dtype == expected
-    loaded = FusedRAdam(copies([p]), moments_in_param_dtype=not in_param_dtype)
-    loaded.load_state_dict(saved.state_dict())
+    saved = train(torch.optim.RAdam([p]), gradients([p], 3))  # moments in the parameter's dtype
+    for moments, expected in ((None, torch.float32), ("param", dtype)):
+        loaded = FusedRAdam(copies([p]), moments=moments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the state_dict has no moments
+            loaded.load_state_dict(saved.state_dict())
+        [q] = loaded.param_groups[0]["params"]
+        assert loaded.state[q]["exp_avg"].dtype == expected
+        assert torch.equal(
+            loaded.state[q]["exp_avg_sq"].float(), saved.state[p]["exp_avg_sq"].float()
+        )
+        train(loaded, gradients([q], 1))
+
+
+@pytest.mark.parametrize("moments", ["param", "bfloat16"])
+def test_moments_are_not_rounded_by_loading(moments):
+    [p] = parameters((9,), dtype=torch.bfloat16)
+    saved = train(FusedRAdam([p]), gradients([p], 3)).state_dict()
+    loaded = FusedRAdam(copies([p]), moments=moments)
+    before = copy.deepcopy(loaded.state_dict())
+    with pytest.raises(ValueError, match=r"exp_avg .* is float32 in the state_dict, expected bf"):
+        loaded.load_state_dict(saved)
+    assert loaded.state_dict() == before
+    for state in saved["state"].values():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = state[key].to(torch.bfloat16)  # as the message says
+    with pytest.warns(UserWarning, match="moments="):
+        loaded.load_state_dict(saved)
     [q] = loaded.param_groups[0]["params"]
-    assert loaded.state[q]["exp_avg"].dtype == expected
-    assert torch.equal(loaded.state[q]["exp_avg_sq"], saved.state[p]["exp_avg_sq"])
+    assert loaded.state[q]["exp_avg"].dtype == torch.bfloat16
     train(loaded, gradients([q], 1))
 
 
-def test_loaded_moments_are_cast_to_the_dtype_of_their_parameter():
+def test_an_old_checkpoint_loads():
     [p] = parameters((9,), dtype=torch.bfloat16)
-    saved = train(FusedRAdam([p], moments_in_param_dtype=True), gradients([p], 3))
-    loaded = FusedRAdam([torch.nn.Parameter(p.detach().float())])
-    loaded.load_state_dict(saved.state_dict())
+    saved = train(FusedRAdam([p], moments="param"), gradients([p], 3)).state_dict()
+    del saved["param_groups"][0]["moments"]
+    saved["param_groups"][0]["moments_in_param_dtype"] = True
+    loaded = FusedRAdam(copies([p]))
+    loaded.load_state_dict(saved)
+    assert loaded.param_groups[0]["moments"] == "param"
+    assert "moments_in_param_dtype" not in loaded.param_groups[0]
     [q] = loaded.param_groups[0]["params"]
-    assert loaded.state[q]["exp_avg"].dtype == torch.float32
-    half = FusedRAdam([torch.nn.Parameter(p.detach().half())])
-    half.load_state_dict(saved.state_dict())
-    [q] = half.param_groups[0]["params"]
-    assert half.state[q]["exp_avg"].dtype == torch.float32
-    train(half, gradients([q], 1))
+    assert loaded.state[q]["exp_avg"].dtype == torch.bfloat16
+    train(loaded, gradients([q], 1))
+
+
+def test_loaded_moments_are_cast_to_the_dtype_of_the_update():
+    [p] = parameters((9,), dtype=torch.bfloat16)
+    saved = train(torch.optim.RAdam([p]), gradients([p], 3))
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        loaded = FusedRAdam([torch.nn.Parameter(p.detach().to(dtype))])
+        loaded.load_state_dict(saved.state_dict())
+        [q] = loaded.param_groups[0]["params"]
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        assert loaded.state[q]["exp_avg"].dtype == expected
+        train(loaded, gradients([q], 1))
 
 
 def test_load_state_dict_hooks_can_change_the_state_dict():

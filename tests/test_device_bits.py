@@ -63,7 +63,7 @@ def test_every_combination_of_dtypes(param, grad, in_param_dtype, amsgrad, devic
     optimizers = pair(
         device_backend,
         params,
-        moments_in_param_dtype=in_param_dtype,
+        moments="param" if in_param_dtype else None,
         amsgrad=amsgrad,
         weight_decay=0.1,
     )
@@ -91,7 +91,7 @@ def test_rounding_to_16_bits_agrees_with_torch(dtype, device_backend):
     p = torch.nn.Parameter(torch.zeros(grads.numel(), dtype=dtype, device=device_backend.device))
     p.grad_dtype = None
     p.grad = grads.to(device_backend.device)
-    options = {"betas": (0.0, 0.9), "moments_in_param_dtype": True}
+    options = {"betas": (0.0, 0.9), "moments": "param"}
     optimizer = FusedRAdam([p], backend=device_backend.name, **options)
     optimizer.step()
     assert_same_bits(optimizer.state[p]["exp_avg"].cpu(), grads.to(dtype))
@@ -139,7 +139,7 @@ def drawn_table(seed, device):
     grad = draw.choice([param, *FLOATS.values()])
     arithmetic = torch.float64 if param == torch.float64 else torch.float32
     moment = draw.choice([arithmetic, param])
-    count = draw.choice([1, 2, 3, 7, 20, 46, 47, 48, 130])
+    count = draw.choice([1, 2, 3, 7, 20, 38, 39, 40, 130])
     edges = [0, 1, 3, 4, 5, 7, 8, 9, 127, 128, 1023, 1024, 1025, 2047, 2048, 3000, 5000]
     sizes = [draw.choice(edges[: 12 if count > 20 else None]) for _ in range(count)]
     misaligned = draw.choice([0.0, 0.0, 0.2, 1.0])
@@ -214,7 +214,7 @@ def test_a_write_into_a_guard_is_noticed():
         guarded.assert_untouched()
 
 
-@pytest.mark.parametrize("count", [1, 2, 16, 17, 46, 47, 48, 55, 56, 57, 511, 512, 1500])
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 38, 39, 40, 55, 56, 57, 511, 512, 1500])
 def test_tables_in_kernel_arguments_and_in_device_memory(count, device_backend):
     params = parameters(*[(1 + i % 40,) for i in range(count)])
     optimizers = pair(device_backend, params)
@@ -260,7 +260,7 @@ def test_one_launch_per_kind_and_one_upload_per_change(capturable, host_backend)
 
     # The step kernel, and a prologue or a copy for the coefficients, or neither.
     usual = 1 if host_backend.name == "cuda" and not capturable else 2
-    # A segment has 80 bytes; one upload copies 32,744.
+    # A segment has 96 bytes; one upload copies 32,744.
     uploaded = usual + 3 if host_backend.name == "cuda" else 2 + capturable
     assert launches() == usual
     params[3].grad = torch.ones_like(params[3])  # at another address

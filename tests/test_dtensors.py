@@ -60,7 +60,7 @@ def test_dtensors_have_the_bits_of_plain_tensors(backend, mesh):
         {"fused": True},
         {"amsgrad": True},
         {"dtype": torch.bfloat16},
-        {"dtype": torch.bfloat16, "moments_in_param_dtype": True},
+        {"dtype": torch.bfloat16, "moments": "param"},
         {"dtype": torch.complex64},
     ],
     ids=lambda options: "-".join(map(str, options.values())),

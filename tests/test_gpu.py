@@ -99,7 +99,7 @@ def test_more_than_2_to_the_31_elements(gpu, elements):
     p = torch.nn.Parameter(torch.ones(elements, dtype=torch.bfloat16, device="cuda"))
     p.grad = torch.full_like(p, 0.5)
     last = parameters((1027,), dtype=torch.bfloat16)
-    options = {"lr": 0.1, "moments_in_param_dtype": True}
+    options = {"lr": 0.1, "moments": "param"}
     with torch.no_grad():
         p[-1027:] = last[0].cuda()
     ours = FusedRAdam([p], backend=gpu.name, **options)

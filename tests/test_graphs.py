@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam
-from radam_fused.options import COEFFICIENTS, OPTION_NAMES, RADAM
+from radam_fused.option_sets import RADAM
+from radam_fused.options import COEFFICIENTS, OPTION_NAMES
 from radam_fused.rectification import coefficients
 
 from .harness.helpers import OPTIONS, assert_same_bits, copies, gradients, parameters

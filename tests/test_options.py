@@ -10,7 +10,16 @@ import pytest
 import torch
 
 import radam_fused
-from radam_fused import FusedAdamW, FusedRAdam, options, radam_step_, rectification, settings, state
+from radam_fused import (
+    FusedAdamW,
+    FusedRAdam,
+    option_sets,
+    options,
+    radam_step_,
+    rectification,
+    settings,
+    state,
+)
 from radam_fused.extension import _C
 
 from .harness.helpers import (
@@ -32,7 +41,7 @@ def test_the_signature_has_every_option_with_its_default():
     signature = inspect.signature(FusedRAdam).parameters
     ours = {"params", "flatten", "backend"}
     assert {name: p.default for name, p in signature.items() if name not in ours} == (
-        options.RADAM.defaults | settings.DEFAULTS
+        option_sets.RADAM.defaults | settings.DEFAULTS
     )
 
 
@@ -43,8 +52,10 @@ def test_every_setting_is_an_attribute_that_checks_its_values():
 
 def test_the_functional_form_takes_every_option_of_the_coefficients():
     signature = inspect.signature(radam_step_).parameters
-    defaults = {name: p.default for name, p in signature.items() if name in options.RADAM.defaults}
-    assert defaults == {name: options.RADAM.defaults[name] for name in options.COEFFICIENTS}
+    defaults = {
+        name: p.default for name, p in signature.items() if name in option_sets.RADAM.defaults
+    }
+    assert defaults == {name: option_sets.RADAM.defaults[name] for name in options.COEFFICIENTS}
 
 
 def test_the_coefficients_take_every_option_that_feeds_them():
@@ -72,18 +83,25 @@ def test_the_state_has_the_declared_tensors():
     for amsgrad in (False, True):
         [p] = parameters((3,))
         optimizer = train(FusedRAdam([p], amsgrad=amsgrad), gradients([p], 1))
-        expected = [f.name for f in state.STATE if amsgrad or f.option != "amsgrad"]
+        expected = [f.name for f in state.STATE if f.option is None or amsgrad & (True in f.values)]
         assert list(optimizer.state[p]) == expected
+    for format, key in (("split", "param_remainder"), ("float32", "master_param")):
+        [p] = parameters((3,), dtype=torch.bfloat16)
+        optimizer = train(FusedRAdam([p], master_weights=format), gradients([p], 1))
+        assert list(optimizer.state[p]) == ["step", "exp_avg", "exp_avg_sq", key]
 
 
 class TestGroupOptions:
     """The reader of the options of all groups."""
 
     def reader(self):
-        return radam_fused.backends.new_numbers(options.RADAM)
+        return radam_fused.backends.new_numbers(option_sets.RADAM)
 
     def group(self, **given):
-        return {"params": [], **options.RADAM.group_defaults({**options.RADAM.defaults, **given})}
+        return {
+            "params": [],
+            **option_sets.RADAM.group_defaults({**option_sets.RADAM.defaults, **given}),
+        }
 
     def test_only_groups_that_changed_are_reported(self):
         groups, reader = [self.group(), self.group(lr=0.1)], self.reader()

@@ -136,9 +136,9 @@ def test_more_than_2_to_the_31_elements():
     with torch.no_grad():
         p[-1000:] = tail
     p.grad = p.detach()  # shares memory, to save some
-    FusedRAdam([p], lr=0.5, moments_in_param_dtype=True, backend="cpu").step()
+    FusedRAdam([p], lr=0.5, moments="param", backend="cpu").step()
     [q] = [torch.nn.Parameter(tail.clone())]
     q.grad = tail.clone()
-    FusedRAdam([q], lr=0.5, moments_in_param_dtype=True, backend="eager").step()
+    FusedRAdam([q], lr=0.5, moments="param", backend="eager").step()
     assert torch.equal(p[-1000:], q)
     assert not p[:1000].any()

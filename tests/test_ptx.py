@@ -17,6 +17,7 @@ from .harness.ptx.cases import DTYPES, ROLES, Pair, Row, every_way
 from .harness.ptx.cuda import UPLOAD, CudaPtx
 from .harness.ptx.far import CHUNK, assert_same_far, edges
 from .harness.ptx.prologues import assert_same_prologue
+from .harness.ptx.stored import FORMATS, Stored
 from .test_graphs import Loop, drawn_options, drawn_step
 
 pytestmark = [
@@ -27,14 +28,10 @@ pytestmark = [
 
 FULL = os.environ.get("RADAM_PTX") == "full"
 
-FLOAT32 = (torch.float32,) * 3
-BFLOAT16 = (torch.bfloat16, torch.bfloat16, torch.float32)
-FLOAT16 = (torch.float16, torch.float32, torch.float16)
-FLOAT64 = (torch.float64,) * 3
-
-
-def names(dtypes):
-    return "-".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+FLOAT32 = Stored(*(torch.float32,) * 3)
+BFLOAT16 = Stored(torch.bfloat16, torch.bfloat16, torch.float32)
+FLOAT16 = Stored(torch.float16, torch.float32, torch.float16)
+FLOAT64 = Stored(*(torch.float64,) * 3)
 
 
 @pytest.fixture
@@ -59,9 +56,9 @@ FAR_BLOCKS = [0, 2**30 - 1, 2**30, 2**31 - 4, 2**31 - 3, 2**31 - 2]
 
 
 @pytest.mark.parametrize("amsgrad", [False, True], ids=["plain", "amsgrad"])
-@pytest.mark.parametrize("dtypes", DTYPES, ids=names)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_every_way_through_a_kernel(dtypes, amsgrad, ptx):
-    draw = random.Random(f"{names(dtypes)} {amsgrad}")
+    draw = random.Random(f"{dtypes} {amsgrad}")
     kernel = ptx.step_kernel(dtypes, amsgrad)
     kernel.program.forget()
     Pair(ptx.name, dtypes, [*every_way()], draw, amsgrad, odd=0.02).step()
@@ -72,9 +69,20 @@ def test_every_way_through_a_kernel(dtypes, amsgrad, ptx):
     assert_covered(kernel)
 
 
+@pytest.mark.parametrize("amsgrad", [False, True], ids=["plain", "amsgrad"])
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+def test_every_format(stored, amsgrad, ptx):
+    draw = random.Random(f"{stored} {amsgrad}")
+    for on_device in (False, True):
+        Pair(ptx.name, stored, [*every_way()], draw, amsgrad, 0.02, on_device).step()
+    pair = Pair(ptx.name, stored, FEW, draw, amsgrad, odd=0.4)
+    pair.step()
+    pair.step()
+
+
 @pytest.mark.parametrize("in_memory", [False, True], ids=["arguments", "memory"])
 @pytest.mark.parametrize("numel", [2**31 - 1, 2**31, 2**31 + 5, 2**33 + 1023, 2**38 + 7])
-@pytest.mark.parametrize("dtypes", [FLOAT64, FLOAT32, BFLOAT16, FLOAT16], ids=names)
+@pytest.mark.parametrize("dtypes", [FLOAT64, FLOAT32, BFLOAT16, FLOAT16], ids=str)
 def test_a_segment_beyond_32_bits(dtypes, numel, in_memory, ptx):
     last = (numel - 1) // CHUNK
     blocks = sorted({0, 1, last // 2, last - 1, last, *(min(last, 2**i) for i in (20, 21, 22))})
@@ -82,7 +90,7 @@ def test_a_segment_beyond_32_bits(dtypes, numel, in_memory, ptx):
 
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["arguments", "memory"])
-@pytest.mark.parametrize("dtypes", [FLOAT64, FLOAT32, BFLOAT16, FLOAT16], ids=names)
+@pytest.mark.parametrize("dtypes", [FLOAT64, FLOAT32, BFLOAT16, FLOAT16], ids=str)
 def test_segments_beyond_32_bits(dtypes, in_memory, ptx):
     sizes = [(5, 0), (0, 1), (2**32 + 3, 1), (1024, 2), (2**35 + 1, 0), (0, 2), (7, 2), (3000, 1)]
     blocks = sorted(edges(sizes))
@@ -109,16 +117,23 @@ def test_every_way_through_the_prologue(ptx):
     draw = random.Random(0)
     kinds = [(counter, dtype) for counter in COUNTERS for dtype in ARITHMETIC]
     kernels = [ptx.prologue_kernel(*kind) for kind in kinds]
+    kernels += [ptx.prologue_kernel(*kind, True) for kind in kinds if kind[1] == torch.float32]
     for kernel in kernels:
         kernel.program.forget()
     overflows = [None] * 6 + [0.0, -0.0, 1.0, 1e-45, float("inf"), float("nan")]
     for found_inf in overflows:
         for kind in kinds:
             counts = [drawn_step(draw) for _ in range(draw.choice([127, 128, 129]))]
-            assert_same_prologue(ptx, draw, counts + ODD_COUNTS, *kind, found_inf)
+            given = ptx, draw, counts + ODD_COUNTS, *kind, found_inf
+            assert_same_prologue(*given)
+            if kind[1] == torch.float32:  # no float64 number is rounded
+                assert_same_prologue(*given, draws=True)
     for skips in (0.0, 1.0):
         for kind in kinds:
-            assert_same_prologue(ptx, draw, ODD_COUNTS, *kind, draw.choice([None, 0.0]), skips)
+            given = ptx, draw, ODD_COUNTS, *kind, draw.choice([None, 0.0]), skips
+            assert_same_prologue(*given)
+            if kind[1] == torch.float32:  # no float64 number is rounded
+                assert_same_prologue(*given, draws=True)
     for kernel in kernels:
         assert_covered(kernel)
 
@@ -199,7 +214,7 @@ def test_drawn_steps(seed, ptx):
     on_device = draw.random() < 0.4
     pair = Pair(
         ptx.name,
-        draw.choice(DTYPES),
+        draw.choice(DTYPES + 2 * FORMATS),
         [*drawn_groups(draw, on_device)],
         draw,
         amsgrad=draw.random() < 0.5,

@@ -95,7 +95,8 @@ def test_a_step_copies_changed_tables_in_one_copy(gpu, monkeypatch):
     table.step(momentum_steps(4, 5, 6))
     table.segments = other.segments
     table.step(momentum_steps(7))
-    assert copied == [INDEX_BYTES + 3 * (80 + 32), 3 * 32, INDEX_BYTES + 80 + 32]
+    segment = SEGMENT.itemsize
+    assert copied == [INDEX_BYTES + 3 * (segment + 32), 3 * 32, INDEX_BYTES + segment + 32]
     for tensors, moved in zip(table.tensors + other.tensors, (6, 9, 12, 7), strict=True):
         assert (tensors["param"] == 1 - moved).all()
 

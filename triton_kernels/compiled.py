@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernels import COEFFICIENTS_WORDS, probe_kernel, prologue_kernel, step_kernel
+from .kernels import probe_kernel, prologue_kernel, step_kernel
+from .storage import COEFFICIENTS_WORDS
 from .sum_kernels import round_kernel
 from .sums import fold_levels, sum_chunks
 from .upload import CHUNK, INDEX_BYTES, SEGMENT, Upload
@@ -29,6 +30,7 @@ _THREADS = 128  # per program: eight elements each, two 128-bit loads of each fl
 # Limits of registers per thread, for 7, 6 or 3 blocks per multiprocessor: no register spills at
 # them. Without a limit, ptxas sometimes spills a register to fit one more block.
 _REGISTERS, _REGISTERS_WITH_MAXIMA, _REGISTERS_OF_FLOAT64 = 72, 80, 168
+_REGISTERS_OF_CONVERSIONS, _REGISTERS_OF_GAPS = 96, 128  # for 5 and 4
 
 _TYPES = {
     torch.float64: tl.float64,
@@ -40,25 +42,31 @@ _TYPES = {
 }
 
 
-def options_for(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
+def options_for(
+    target: Any, param: Any, amsgrad: bool, converts: bool = False, has_gaps: bool = False
+) -> dict[str, int]:
     """The compiler options of the step kernel.
 
     Args:
         target: Triton's description of the device.
         param: Triton dtype of the parameters.
         amsgrad: Whether there are running maxima.
+        converts: Whether there are masters or stochastic rounding.
+        has_gaps: See CompiledKernels.
     """
     options = {"num_warps": _THREADS // target.warp_size}
     if target.backend == "cuda":
         narrow = _REGISTERS_WITH_MAXIMA if amsgrad else _REGISTERS
+        narrow = _REGISTERS_OF_CONVERSIONS if converts else narrow
+        narrow = _REGISTERS_OF_GAPS if has_gaps else narrow
         options["maxnreg"] = _REGISTERS_OF_FLOAT64 if param == tl.float64 else narrow
     return options
 
 
-def _options(param: Any, amsgrad: bool) -> dict[str, int]:
+def _options(*kind: Any) -> dict[str, int]:
     if is_interpreted:
         return {}
-    return options_for(triton.runtime.driver.active.get_current_target(), param, amsgrad)
+    return options_for(triton.runtime.driver.active.get_current_target(), *kind)
 
 
 def unavailable() -> str | None:
@@ -90,6 +98,9 @@ class CompiledKernels:
         dtypes: torch dtypes of parameters, gradients and moments.
         amsgrad: Whether there are running maxima.
         counter: torch dtype of the step counters if the device counts the steps, else None.
+        master: None, "split" or "float32": the masters of the parameters.
+        draws: Names of the tensors that are rounded stochastically.
+        has_gaps: Whether the elements of a shard do not lie side by side in the full tensor.
 
     Raises:
         RuntimeError: A kernel cannot be compiled or loaded.
@@ -101,16 +112,23 @@ class CompiledKernels:
         dtypes: Sequence[torch.dtype],
         amsgrad: bool,
         counter: torch.dtype | None = None,
+        master: str | None = None,
+        draws: Sequence[str] = (),
+        has_gaps: bool = False,
     ) -> None:
         param, grad, moment = (_TYPES[dtype] for dtype in dtypes)
         self._arithmetic = torch.float64 if param == tl.float64 else torch.float32
         self._step: dict[str, Any] = {"P": param, "G": grad, "M": moment, "AMSGRAD": amsgrad}
+        self._step |= {"MASTER": master, "DRAWS_PARAM": "param" in draws}
+        self._step |= {"DRAWS_EXP_AVG_SQ": "exp_avg_sq" in draws, "GAPS": has_gaps}
         self._step |= {"CHUNK": CHUNK, "PART": PART, "enable_fp_fusion": False}
-        self._limits = _options(param, amsgrad)  # of registers; a step that tracks needs more
+        converts = master is not None or len(draws) > 0
+        self._limits = _options(param, amsgrad, converts, has_gaps)
         self._prologue: dict[str, Any] | None = None
         if counter is not None:
             # One warp: its lanes read a counter together before one of them writes it.
-            self._prologue = {"S": _TYPES[counter], "enable_fp_fusion": False, "num_warps": 1}
+            self._prologue = {"S": _TYPES[counter], "DRAWS": len(draws) > 0}
+            self._prologue |= {"enable_fp_fusion": False, "num_warps": 1}
         empty = self.upload(torch.empty(0, dtype=torch.uint8, device=device))
         try:
             self._run(empty)  # a grid of zero programs compiles and loads the kernels
@@ -140,6 +158,7 @@ class CompiledKernels:
         chunk_index: Callable[[int], tuple[bytes, int]],
         clip: Tensor | None = None,
         tracked: tuple[Sequence[int], Tensor, Tensor] | None = None,
+        draws: bytes = b"",
     ) -> None:
         """Enqueue one step.
 
@@ -152,13 +171,14 @@ class CompiledKernels:
             clip: Norm, coefficient and skips, if the device clips the coefficients; float64.
             tracked: If the step sums the squares of the differences that it makes to the stored
                 parameters: the last three arguments of sum_squares, whose rows the upload has.
+            draws: Array of Draw; empty if nothing is rounded stochastically.
         """
         computed = 0
         if self._prologue is not None:
             computed = len(segments) // SEGMENT.size
         elif clip is not None:
             computed = len(table) // (8 * COEFFICIENTS_WORDS.value)
-        upload.copy(segments, table, chunk_index, computed)
+        upload.copy(segments, table, chunk_index, computed, draws=draws)
         if self._prologue is None and clip is not None:
             round_kernel[(computed,)](
                 upload.given, clip, upload.coefficients, num_warps=1, enable_fp_fusion=False
@@ -199,7 +219,11 @@ class CompiledKernels:
     def _run(self, upload: Upload, sums: Tensor | None = None) -> None:
         if self._prologue is not None:
             prologue_kernel[(upload.num_segments,)](
-                upload.segments, upload.given, upload.coefficients, **self._prologue
+                upload.segments,
+                upload.given,
+                upload.coefficients,
+                upload.draws,
+                **self._prologue,
             )
         tracks = sums is not None
         step_kernel[(upload.num_programs,)](
@@ -207,6 +231,7 @@ class CompiledKernels:
             upload.index,
             upload.index_shift,
             upload.coefficients,
+            upload.draws,
             sums if tracks else upload.coefficients,
             TRACKS=tracks,
             **self._step,

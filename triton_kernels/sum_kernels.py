@@ -3,20 +3,10 @@
 import triton
 import triton.language as tl
 
-from .kernels import (
-    COEFFICIENTS_WORDS,
-    FIRST,
-    GRAD,
-    KIND,
-    LEVELS,
-    NUMEL,
-    SEGMENT_WORDS,
-    _find,
-    _kind,
-    fold,
-)
+from .kernels import LEVELS, _find, _kind, fold
 from .radam_math import SKIPPED
 from .radam_math import clip as clip_of
+from .storage import COEFFICIENTS_WORDS, FIRST, GRAD, KIND, NUMEL, SEGMENT_WORDS
 
 CHUNK = tl.constexpr(1024)  # numbers that are folded into one
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .kernels import COEFFICIENTS_WORDS, FIRST, NUMEL, SEGMENT_WORDS
+from .storage import COEFFICIENTS_WORDS, FIRST, NUMEL, SEGMENT_WORDS
 
 CHUNK = 1024  # elements per program
 INDEX_ENTRIES = 1024  # of a ChunkIndex (csrc/chunk_index.h), at most
@@ -18,9 +18,9 @@ SEGMENT = struct.Struct(f"{SEGMENT_WORDS.value}q")  # Segment in csrc/segments.h
 class Upload:
     """Holds the tables of one launch in a workspace and copies those that have changed.
 
-    The workspace holds the index, the segments, the rows of the norm (FoldRow), the host's table
-    (StepCoefficients, or DeviceOptions if the device counts the steps) and the coefficients that
-    the device computes, without gaps.
+    The workspace holds the index, the segments, the rows of the norm (FoldRow), the random bits
+    (Draw), the host's table (StepCoefficients, or DeviceOptions if the device counts the steps) and
+    the coefficients that the device computes, without gaps.
 
     Each replay of a captured graph copies the staging memory again, so that memory belongs to the
     graph: allocate it before the capture, and neither change nor free it while the graph exists. An
@@ -39,6 +39,7 @@ class Upload:
         index_shift: Its shift.
         segments: The segments; int64.
         rows: The rows of the norm; int64.
+        draws: The random bits of the segments; int64.
         given: The table of the host, if the device computes the coefficients from it; float64.
         coefficients: The coefficients, in the arithmetic type.
     """
@@ -53,7 +54,7 @@ class Upload:
         self._arithmetic = arithmetic
         self._staging = staging
         self._content = b"", b"", b""
-        self._sizes = 0, 0, 0
+        self._sizes = 0, 0, 0, 0
         self._computed = 0  # rows of coefficients that the device computes
         self.num_programs = 0
         self.index_shift = 0
@@ -80,6 +81,7 @@ class Upload:
         chunk_index: Callable[[int], tuple[bytes, int]],
         computed: int = 0,
         rows: bytes | None = None,
+        draws: bytes = b"",
     ) -> None:
         """Copy the tables of a step to the workspace, in at most one copy.
 
@@ -90,27 +92,29 @@ class Upload:
             chunk_index: See copy_segments.
             computed: Rows of coefficients that the device computes from the table.
             rows: Array of FoldRow; None for those of the last norm.
+            draws: Array of Draw; empty if nothing is rounded stochastically.
         """
         rows = self._content[1] if rows is None else rows
         head, self._computed = (segments, rows), computed
-        if self._content == (*head, table):
+        changing = draws + table
+        if self._content == (*head, changing):
             self._divide()
             return
         same_head = self._content[:2] == head
         self._content = b"", b"", b""  # the content is unknown if the copy fails
-        self._sizes = len(segments), len(rows), len(table)
+        self._sizes = len(segments), len(rows), len(draws), len(table)
         self._divide()
         if same_head:
-            start, data = INDEX_BYTES + len(segments) + len(rows), bytearray(table)
+            start, data = INDEX_BYTES + len(segments) + len(rows), bytearray(changing)
         else:
             last = SEGMENT.unpack_from(segments, len(segments) - SEGMENT.size)
             self.num_programs = -(-(last[FIRST.value] + last[NUMEL.value]) // CHUNK)
             index, self.index_shift = chunk_index(INDEX_ENTRIES)
             index = index.ljust(INDEX_BYTES, b"\0")
-            start, data = 0, bytearray(index + segments + rows + table)
+            start, data = 0, bytearray(index + segments + rows + changing)
         if data:
             self._copy_bytes(start, torch.frombuffer(data, dtype=torch.uint8))
-        self._content = *head, table
+        self._content = *head, changing
 
     def _copy_bytes(self, start: int, source: Tensor) -> None:
         end = start + source.numel()
@@ -121,14 +125,15 @@ class Upload:
         self._workspace[start:end].copy_(source, non_blocking=True)
 
     def _divide(self) -> None:
-        segments, rows, table = self._sizes
+        segments, rows, draws, table = self._sizes
         self.num_segments = segments // SEGMENT.size
         computed = self._computed * COEFFICIENTS_WORDS.value * self._arithmetic.itemsize
         given, coefficients = (table, computed) if self._computed else (0, table)
-        sizes = INDEX_BYTES, segments, rows, given, coefficients
-        dtypes = torch.int32, torch.int64, torch.int64, torch.float64, self._arithmetic
+        sizes = INDEX_BYTES, segments, rows, draws, given, coefficients
+        words = torch.int64
+        dtypes = torch.int32, words, words, words, torch.float64, self._arithmetic
         parts, start = [], 0
         for size, dtype in zip(sizes, dtypes, strict=True):
             parts.append(self._workspace[start : start + size].view(dtype))
             start += size
-        self.index, self.segments, self.rows, self.given, self.coefficients = parts
+        self.index, self.segments, self.rows, self.draws, self.given, self.coefficients = parts

@@ -102,7 +102,7 @@ void step(const Work& work, int threads, const std::string& instruction_set,
                 static_cast<std::int64_t>(work.segments.size()),
                 work.coefficients.data(),
                 work.types,
-                work.amsgrad,
+                work.draws.data(),
                 prefetch.value_or(is_intel()),
                 nullptr,
                 nullptr};

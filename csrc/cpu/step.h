@@ -16,8 +16,8 @@ struct Tables {
   std::int64_t num_segments;
   const void* coefficients;  // array of StepCoefficients of the arithmetic type
   SegmentTypes types;
-  bool amsgrad;
-  bool prefetch;  // whether the loop issues prefetches
+  const Draw* draws;  // of the segments, if values are rounded stochastically
+  bool prefetch;      // whether the loop issues prefetches
   // Of step_chunks: the first chunk of each segment, then the number of chunks; and for each chunk
   // the sum of the squares of the differences that the step makes to the stored parameters.
   const std::int64_t* first_chunks;

@@ -46,7 +46,8 @@ struct StepArguments {
   const void* coefficients;  // array of StepCoefficients there; null: use few_coefficients
   std::int64_t num_segments;
   std::int32_t index_shift, index_scale;
-  double* sums;  // in device memory: one for each block of a kernel that sums squares; or null
+  double* sums;       // in device memory: one for each block of a kernel that sums squares; or null
+  const Draw* draws;  // there, of the segments; null: nothing is rounded stochastically
   union {
     Segment few_segments[kFewSegments];
     IndexEntry index[kIndexEntries];  // see ChunkIndex
@@ -70,6 +71,7 @@ struct PrologueArguments {
   std::int64_t num_segments;
   const DeviceOptions* options;
   void* coefficients;  // array of StepCoefficients of the arithmetic type
+  Draw* draws;         // of the segments, which get the keys of the step; or null
   bool step_is_float64;
   bool arithmetic_is_float64;
 };
@@ -108,8 +110,12 @@ class Chunk {
   static constexpr int kPacks =
       detail::larger(1, (Storage::kWidest == 8 ? RADAM_IN_FLIGHT / 2 : RADAM_IN_FLIGHT) / kWidth);
 
-  RADAM_INLINE Chunk(const Segment& s, std::int64_t offset)
-      : storage_(s, offset), numel_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
+  // draw: the random bits of the segment, if it draws any.
+  RADAM_INLINE Chunk(const Segment& s, std::int64_t offset, const Draw* draw)
+      : storage_(s, offset),
+        draw_(draw),
+        offset_(offset),
+        numel_(static_cast<int>(detail::smaller(kChunk, s.numel - offset))) {}
 
   // differences: null, or receives those that the step makes to the stored parameters.
   RADAM_INLINE void step(int thread, const StepCoefficients<T>& c, T* differences) const {
@@ -148,20 +154,21 @@ class Chunk {
       const int index = first + k * kThreads;
       if (k > 0 && index >= end) break;
       if constexpr (tracked) {
-        track_pack<width>(pack[k], c, differences + index * width);
+        track_pack<width>(pack[k], c, index * width, differences + index * width);
       } else {
-        update_pack<width>(pack[k], c.update, c.values);
+        update_pack<width>(pack[k], c.update, c.values, index * width);
       }
       if (c.update != Update::skipped) pack[k].store(storage_, index * width);
     }
   }
 
   template <int width, typename Pack>
-  static RADAM_INLINE void track_pack(Pack& pack, const StepCoefficients<T>& c, T* differences) {
+  RADAM_INLINE void track_pack(Pack& pack, const StepCoefficients<T>& c, int at,
+                               T* differences) const {
     T before[width];
     RADAM_UNROLL
     for (int i = 0; i < width; ++i) before[i] = pack.get(i).param;
-    update_pack<width>(pack, c.update, c.values);
+    update_pack<width>(pack, c.update, c.values, at);
     RADAM_UNROLL
     for (int i = 0; i < width; ++i) {
       // Infinity minus infinity would be NaN.
@@ -171,15 +178,15 @@ class Chunk {
 
   // A runtime choice: if the device counts the steps, the host does not know the kind of update.
   template <int width, typename Pack>
-  static RADAM_INLINE void update_pack(Pack& pack, Update update, const Coefficients<T>& c) {
+  RADAM_INLINE void update_pack(Pack& pack, Update update, const Coefficients<T>& c, int at) const {
     const auto run = [&](auto l2) {
       constexpr bool with_l2 = decltype(l2)::value;
       if (update == Update::rectified) {
-        update_elements<Update::rectified, with_l2, width>(pack, c);
+        update_elements<Update::rectified, with_l2, width>(pack, c, at);
       } else if (update == Update::momentum) {
-        update_elements<Update::momentum, with_l2, width>(pack, c);
+        update_elements<Update::momentum, with_l2, width>(pack, c, at);
       } else if (update == Update::none) {
-        update_elements<Update::none, with_l2, width>(pack, c);
+        update_elements<Update::none, with_l2, width>(pack, c, at);
       }
     };
     if (c.l2 != 0) {
@@ -190,31 +197,48 @@ class Chunk {
   }
 
   template <Update update, bool l2, int width, typename Pack>
-  static RADAM_INLINE void update_elements(Pack& pack, const Coefficients<T>& c) {
+  RADAM_INLINE void update_elements(Pack& pack, const Coefficients<T>& c, int at) const {
     RADAM_UNROLL
     for (int i = 0; i < width; ++i) {
       Values<T> v = pack.get(i);
       update_element<update, l2, Storage::amsgrad>(v.param, v.grad, v.exp_avg, v.exp_avg_sq,
                                                    v.max_exp_avg_sq, c);
-      pack.set(i, v);
+      if constexpr (Storage::draws) {
+        const std::uint64_t place = place_of(*draw_, offset_ + at + i);
+        const std::uint64_t key = place_key(draw_->step_key, place);
+        pack.set(i, v, draw_->roles, random_bits(key, static_cast<std::uint32_t>(place)));
+      } else {
+        pack.set(i, v, 0, 0);
+      }
     }
   }
 
   Storage storage_;
+  const Draw* draw_;
+  std::int64_t offset_;
   int numel_;
+};
+
+struct FoundSegment {
+  Segment segment;
+  std::int64_t index;
 };
 
 // Kernel arguments and device memory are read by different instructions: each branch returns a
 // copy, so that no access has to find out which memory it reads.
-RADAM_INLINE Segment segment_at(const StepArguments& a, std::int64_t block, std::int64_t begin) {
+RADAM_INLINE FoundSegment segment_at(const StepArguments& a, std::int64_t block,
+                                     std::int64_t begin) {
   if (a.segments != nullptr) {
     const Segment* const segments = detail::in_device_memory(a.segments);
     const IndexEntry* const entry = a.index + (block >> a.index_shift);
     const std::int64_t low = std::int64_t{entry[0]} << a.index_scale;
     const std::int64_t high = std::int64_t{entry[1] + 1} << a.index_scale;
-    return segments[detail::find(segments, low, detail::smaller(high, a.num_segments), begin)];
+    const std::int64_t index =
+        detail::find(segments, low, detail::smaller(high, a.num_segments), begin);
+    return {segments[index], index};
   }
-  return a.few_segments[detail::find(a.few_segments, 0, a.num_segments, begin)];
+  const std::int64_t index = detail::find(a.few_segments, 0, a.num_segments, begin);
+  return {a.few_segments[index], index};
 }
 
 template <typename T>
@@ -231,9 +255,10 @@ template <typename Storage, bool tracked = false>
 RADAM_INLINE int step_thread(const StepArguments& a, std::int64_t block, int thread,
                              typename Storage::T* differences = nullptr) {
   const std::int64_t begin = block * kChunk;
-  const Segment s = segment_at(a, block, begin);
+  const auto [s, index] = segment_at(a, block, begin);
   const auto c = coefficients_at<typename Storage::T>(a, s.coefficients_index);
-  const Chunk<Storage, tracked> chunk(s, begin - s.first);
+  const Draw* const draw = Storage::draws ? detail::in_device_memory(a.draws) + index : nullptr;
+  const Chunk<Storage, tracked> chunk(s, begin - s.first, draw);
   chunk.step(thread, c, differences);
   return chunk.numel();
 }
@@ -272,6 +297,7 @@ RADAM_INLINE void prologue_thread(const PrologueArguments& a, std::int64_t index
   // The counter is incremented in its own dtype, as in torch.
   const double step =
       a.step_is_float64 ? *static_cast<double*>(counter) += 1 : *static_cast<float*>(counter) += 1;
+  if (a.draws != nullptr) a.draws[index].step_key = step_key(a.draws[index].key, step);
   const auto c = coefficients(step_terms(step, options), options, grad_scale, clip_coefficient);
   if (a.arithmetic_is_float64) {
     computed_at<double>(a, s) = c;

@@ -89,6 +89,8 @@ StepKernel sum_kernel_for(DType gradient) {
       return sum_kernel<BFloat16>;
     case DType::float16:
       return sum_kernel<Half>;
+    case DType::int16:
+      break;
   }
   throw std::invalid_argument("unknown dtype");
 }
@@ -140,10 +142,10 @@ void prologue(const Queue& queue, const PrologueArguments& arguments) {
       "the prologue of a step");
 }
 
-void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
-          const StepArguments& arguments, std::int64_t blocks) {
-  const StepKernel kernel = step_kernel_for(types, amsgrad, arguments.sums != nullptr);
-  if (kernel == nullptr) throw std::runtime_error("this build of the kernels sums no differences");
+void step(const Queue& queue, const SegmentTypes& types, const StepArguments& arguments,
+          std::int64_t blocks) {
+  const StepKernel kernel = step_kernel_for(types, arguments.sums != nullptr);
+  if (kernel == nullptr) throw std::runtime_error("this build has no such kernel");
   run(kernel, queue, arguments, blocks, kThreads, "a step");
 }
 

@@ -30,8 +30,8 @@ std::optional<std::string> unsupported(int device);
 void upload(const Queue& queue, const UploadArguments& arguments);
 void prologue(const Queue& queue, const PrologueArguments& arguments);
 // A step with `sums` in its arguments sums the squares of its differences.
-void step(const Queue& queue, const SegmentTypes& types, bool amsgrad,
-          const StepArguments& arguments, std::int64_t blocks);
+void step(const Queue& queue, const SegmentTypes& types, const StepArguments& arguments,
+          std::int64_t blocks);
 
 // The kernels of the norm. types: those of the launch whose gradients are summed.
 void sum(const Queue& queue, const SegmentTypes& types, const StepArguments& arguments,
@@ -40,16 +40,22 @@ void fold(const Queue& queue, const FoldArguments& arguments, std::int64_t block
 void clip(const Queue& queue, const ClipArguments& arguments);
 void round(const Queue& queue, const RoundArguments& arguments);
 
-inline StepKernel step_kernel_for(const SegmentTypes& types, bool amsgrad, bool tracked) {
+inline StepKernel step_kernel_for(const SegmentTypes& types, bool tracked) {
+  if (types.has[role::param_remainder]) return step_kernel_for<SplitBFloat16>(types, tracked);
+  const bool has_master = types.has[role::master_param];
   switch (types.of[role::param]) {
     case DType::float64:
-      return step_kernel_for<double>(types, amsgrad, tracked);
+      return step_kernel_for<double>(types, tracked);
     case DType::float32:
-      return step_kernel_for<float>(types, amsgrad, tracked);
+      return step_kernel_for<float>(types, tracked);
     case DType::bfloat16:
-      return step_kernel_for<BFloat16>(types, amsgrad, tracked);
+      return has_master ? step_kernel_for<MasteredBFloat16>(types, tracked)
+                        : step_kernel_for<BFloat16>(types, tracked);
     case DType::float16:
-      return step_kernel_for<Half>(types, amsgrad, tracked);
+      return has_master ? step_kernel_for<MasteredHalf>(types, tracked)
+                        : step_kernel_for<Half>(types, tracked);
+    case DType::int16:
+      break;
   }
   throw std::invalid_argument("unknown dtype");
 }

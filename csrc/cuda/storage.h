@@ -81,6 +81,12 @@ RADAM_INLINE E* array(const Segment& s, int role, std::int64_t offset) {
 
 }  // namespace detail
 
+// How a value is rounded to bfloat16.
+struct Rounding {
+  bool is_stochastic;
+  std::uint32_t random;  // 16 random bits
+};
+
 // A value that is stored in one role as an array of E. A format that needs several roles is a
 // specialisation with the same members.
 template <int role, typename E>
@@ -109,7 +115,13 @@ class Stored {
       return static_cast<T>(radam::load(stored_.elements[i]));
     }
     template <typename T>
-    RADAM_INLINE void set(int i, T value) {
+    RADAM_INLINE void set(int i, T value, Rounding rounding) {
+      if constexpr (std::is_same_v<E, BFloat16>) {
+        if (rounding.is_stochastic) {
+          store_stochastically(stored_.elements[i], value, rounding.random);
+          return;
+        }
+      }
       radam::store(stored_.elements[i], value);
     }
 
@@ -142,8 +154,116 @@ class Stored<role, Absent> {
       return T{};
     }
     template <typename T>
-    RADAM_INLINE void set(int, T) {}
+    RADAM_INLINE void set(int, T, Rounding) {}
   };
+};
+
+// The formats of a parameter with a master: bfloat16 and the other 16 bits of float32; and a 16-bit
+// number and a float32 copy.
+struct SplitBFloat16 {};
+struct MasteredBFloat16 {};
+struct MasteredHalf {};
+
+template <int role>
+class Stored<role, SplitBFloat16> {
+ public:
+  using Element = BFloat16;
+  static constexpr int kNarrowest = 2;
+  static constexpr int kWidest = 2;
+
+  RADAM_INLINE Stored(const Segment& s, std::int64_t offset)
+      : high_(detail::array<BFloat16>(s, role, offset)),
+        low_(detail::array<std::int16_t>(s, role::param_remainder, offset)) {}
+
+  RADAM_INLINE std::uintptr_t address_bits() const {
+    return reinterpret_cast<std::uintptr_t>(high_) | reinterpret_cast<std::uintptr_t>(low_);
+  }
+
+  template <int width>
+  class Pack {
+   public:
+    RADAM_INLINE void load(const Stored& from, int at) {
+      high_.load(from.high_ + at);
+      low_.load(from.low_ + at);
+    }
+    RADAM_INLINE void store(const Stored& to, int at) const {
+      high_.store(to.high_ + at);
+      low_.store(to.low_ + at);
+    }
+
+    template <typename T>
+    RADAM_INLINE T get(int i) const {
+      return join(high_.elements[i], low_.elements[i]);
+    }
+    template <typename T>
+    RADAM_INLINE void set(int i, T value, Rounding) {
+      split(value, high_.elements[i], low_.elements[i]);
+    }
+
+   private:
+    detail::Elements<BFloat16, width> high_;
+    detail::Elements<std::int16_t, width> low_;
+  };
+
+ private:
+  BFloat16* high_;
+  std::int16_t* low_;
+};
+
+template <int role, typename E>
+class Mastered {
+ public:
+  using Element = E;
+  static constexpr int kNarrowest = sizeof(E);
+  static constexpr int kWidest = sizeof(float);
+
+  RADAM_INLINE Mastered(const Segment& s, std::int64_t offset)
+      : array_(detail::array<E>(s, role, offset)),
+        copy_(detail::array<float>(s, role::master_param, offset)) {}
+
+  RADAM_INLINE std::uintptr_t address_bits() const {
+    return reinterpret_cast<std::uintptr_t>(array_) | reinterpret_cast<std::uintptr_t>(copy_);
+  }
+
+  template <int width>
+  class Pack {
+   public:
+    RADAM_INLINE void load(const Mastered& from, int at) {
+      stored_.load(from.array_ + at);
+      copy_.load(from.copy_ + at);
+    }
+    RADAM_INLINE void store(const Mastered& to, int at) const {
+      stored_.store(to.array_ + at);
+      copy_.store(to.copy_ + at);
+    }
+
+    template <typename T>
+    RADAM_INLINE T get(int i) const {
+      return master_of(stored_.elements[i], copy_.elements[i]);
+    }
+    template <typename T>
+    RADAM_INLINE void set(int i, T value, Rounding) {
+      radam::store(stored_.elements[i], value);
+      copy_.elements[i] = value;
+    }
+
+   private:
+    detail::Elements<E, width> stored_;
+    detail::Elements<float, width> copy_;
+  };
+
+ private:
+  E* array_;
+  float* copy_;
+};
+
+template <int role>
+class Stored<role, MasteredBFloat16> : public Mastered<role, BFloat16> {
+  using Mastered<role, BFloat16>::Mastered;
+};
+template <int role>
+class Stored<role, MasteredHalf> : public Mastered<role, Half> {
+  using Mastered<role, Half>::Mastered;
 };
 
 // The arithmetic type of a parameter that is stored as P.
@@ -157,8 +277,8 @@ struct Values {
 };
 
 // The arrays of a segment, starting at an offset: the parameter stored as P, the gradient as G and
-// the moments as M.
-template <typename P, typename G, typename M, bool with_amsgrad>
+// the moments as M. with_draws: whether values are rounded stochastically.
+template <typename P, typename G, typename M, bool with_amsgrad, bool with_draws>
 class Storage {
   using Param = Stored<role::param, P>;
   using Grad = Stored<role::grad, G>;
@@ -169,6 +289,7 @@ class Storage {
  public:
   using T = Arithmetic<P>;
   static constexpr bool amsgrad = with_amsgrad;
+  static constexpr bool draws = with_draws;
   static constexpr int kNarrowest =
       std::min({Param::kNarrowest, Grad::kNarrowest, ExpAvg::kNarrowest});
   static constexpr int kWidest = std::max({Param::kWidest, Grad::kWidest, ExpAvg::kWidest});
@@ -212,11 +333,15 @@ class Storage {
               exp_avg_sq_.template get<T>(i), max_exp_avg_sq_.template get<T>(i)};
     }
 
-    RADAM_INLINE void set(int i, const Values<T>& values) {
-      param_.set(i, values.param);
-      exp_avg_.set(i, values.exp_avg);
-      exp_avg_sq_.set(i, values.exp_avg_sq);
-      max_exp_avg_sq_.set(i, values.max_exp_avg_sq);
+    // roles: those that are rounded stochastically, as in Draw, with 32 random bits.
+    RADAM_INLINE void set(int i, const Values<T>& values, std::uint64_t roles,
+                          std::uint32_t random) {
+      constexpr Rounding nearest{false, 0};
+      param_.set(i, values.param, {(roles & kDrawsParam) != 0, bits_of_param(random)});
+      exp_avg_.set(i, values.exp_avg, nearest);
+      exp_avg_sq_.set(i, values.exp_avg_sq,
+                      {(roles & kDrawsExpAvgSq) != 0, bits_of_exp_avg_sq(random)});
+      max_exp_avg_sq_.set(i, values.max_exp_avg_sq, nearest);
     }
 
    private:

@@ -71,7 +71,7 @@ RADAM_INLINE double fold_eight(int thread, std::int64_t numel, const Number& num
 template <typename G>
 RADAM_INLINE double sum_thread(const StepArguments& a, std::int64_t block, int thread) {
   const std::int64_t begin = block * kSumChunk;
-  const Segment s = segment_at(a, begin / kChunk, begin);
+  const Segment s = segment_at(a, begin / kChunk, begin).segment;
   const G* const gradient = detail::array<const G>(s, role::grad, begin - s.first);
   return detail::fold_eight(thread, s.numel - (begin - s.first), [&](int at) {
     const auto x = static_cast<double>(load(gradient[at]));

@@ -11,6 +11,7 @@ static_assert(sizeof(StepArguments) <= 4096, "at most 4 KB of kernel arguments o
 static_assert(sizeof(UploadArguments) <= 32764,
               "at most 32,764 bytes of kernel arguments since CUDA 12.1");
 static_assert(std::has_unique_object_representations_v<Segment>, "rows are compared byte by byte");
+static_assert(std::has_unique_object_representations_v<Draw>, "rows are compared byte by byte");
 static_assert(sizeof(DeviceOptions) == (kOptions + 5) * 8, "rows are compared byte by byte");
 
 void upload_all(const Queue& queue, void* to, const void* from, std::size_t bytes) {
@@ -121,15 +122,20 @@ void Upload::step(const Queue& queue, const Work& work, void* workspace, std::si
   auto* const segments = static_cast<Segment*>(workspace);
   auto* const coefficients = reinterpret_cast<StepCoefficients<double>*>(segments + num_rows);
   auto* const given = coefficients + num_rows;
-  auto* const options = reinterpret_cast<DeviceOptions*>(given + num_rows);
+  auto* draws = reinterpret_cast<Draw*>(given + num_rows);
+  auto* const options =
+      reinterpret_cast<DeviceOptions*>(draws + (work.types.draws_any() ? num_rows : 0));
   const std::int64_t blocks = chunks_of(work.segments, kChunk);
 
   StepArguments arguments{};
   set_segments(queue, work, workspace, arguments);
+  if (work.draws.empty()) draws = nullptr;
+  arguments.draws = draws;
+  draws_.copy(queue, draws, work.draws.data(), bytes_of(work.draws));
   if (work.counts_on_device) {
     options_.copy(queue, options, work.options.data(), bytes_of(work.options));
     prologue(queue,
-             {segments, arguments.num_segments, options, coefficients,
+             {segments, arguments.num_segments, options, coefficients, draws,
               work.types.of[role::step] == DType::float64, work.types.arithmetic_is_float64()});
     arguments.coefficients = coefficients;
   } else if (work.clip != nullptr) {
@@ -145,7 +151,7 @@ void Upload::step(const Queue& queue, const Work& work, void* workspace, std::si
     std::copy(work.coefficients.begin(), work.coefficients.end(), arguments.few_coefficients);
   }
   if (tracked != nullptr) arguments.sums = static_cast<double*>(tracked->scratch);
-  if (blocks > 0) cuda::step(queue, work.types, work.amsgrad, arguments, blocks);
+  if (blocks > 0) cuda::step(queue, work.types, arguments, blocks);
   if (tracked != nullptr) fold_chunks(queue, work, *tracked);
 }
 

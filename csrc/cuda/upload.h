@@ -40,10 +40,11 @@ class Upload {
   };
 
   // Enqueues one step. workspace: device memory for `num_rows` segments, `num_rows` coefficients in
-  // float64 and then the options. All data is passed in kernel arguments, so a replay of a captured
-  // graph reads no host memory. A captured step needs its own workspace and Upload: each replay
-  // then writes the whole workspace. tracked: null, or where to sum the squares of the differences
-  // that the step makes to the stored parameters.
+  // float64, as many Draws if values are rounded stochastically, and the options. All data is
+  // passed in kernel arguments, so a replay of a captured graph reads no host memory. A captured
+  // step needs its own workspace and Upload: each replay then writes the whole workspace. tracked:
+  // null, or where to sum the squares of the differences that the step makes to the stored
+  // parameters.
   void step(const Queue& queue, const Work& work, void* workspace, std::size_t num_rows,
             const Sums* tracked);
 
@@ -58,7 +59,7 @@ class Upload {
                     StepArguments& arguments);
   void fold_chunks(const Queue& queue, const Work& work, const Sums& sums);
 
-  CachedRange segments_, options_, rows_;
+  CachedRange segments_, draws_, options_, rows_;
   ChunkIndex<IndexEntry> index_;  // of segments_
 };
 

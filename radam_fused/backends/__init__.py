@@ -6,11 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import cpu, cuda, eager, triton
+from .interface import Kind, Launch, Reducer
 from .launches import (
-    Kind,
-    Launch,
     Launches,
-    Reducer,
     TableLaunch,
     Workspace,
     is_capturing,

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..extension import _C, unavailable_reason
 from ..tensors import has_own_memory
-from .launches import Kind, Reducer, TableLaunch, Workspace, as_current, current_stream
+from .interface import Kind, Reducer
+from .launches import TableLaunch, Workspace, as_current, current_stream
 
 
 def architectures() -> str | None:

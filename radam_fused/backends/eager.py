@@ -7,12 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conversions import set_value, value_of
 from ..dtensors import are_placed_alike, is_dtensor, local
+from ..elements import Elements
 from ..flat import Slot
 from ..groups import Groups, Place, name_of, params_of
 from ..overlap import extent
 from ..rectification import Coefficients, Update, coefficients
+from ..rounding import parameter_key, random_bits, round_stochastically, step_key
 from ..state import (
+    MASTERS,
+    MOMENTS,
     State,
     arithmetic_dtype,
     check_count,
@@ -22,7 +27,7 @@ from ..state import (
 )
 from ..sums import sum_squares
 from ..tensors import has_own_memory, is_dense
-from .launches import Kind, Reducer
+from .interface import Kind, Reducer
 from .step import Step
 
 # Below it, the residual of a float64 root would underflow; scaled by _SCALE, nothing overflows.
@@ -81,59 +86,84 @@ def _weights(w: float, dtype: torch.dtype) -> tuple[float, float, float]:
     return (1.0 - w, 0.0, w) if w > 0.5 else (1.0, 1.0, w)
 
 
-def update_(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
-    c: Coefficients,
-) -> None:
-    """One step of Rectified Adam (arXiv 1908.03265, Algorithm 2), in place.
+def update(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, s: Tensor | None, c: Coefficients
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One step of Rectified Adam (arXiv 1908.03265, Algorithm 2).
 
-    Each operation is rounded separately.
+    Each operation is rounded separately. All tensors have one shape and the dtype of the update.
 
     Args:
-        param: The parameter. float64 and complex128 are updated in float64, the rest in float32.
-        grad: Its gradient, of the same shape; it is only read.
-        exp_avg: First moment, of the same shape.
-        exp_avg_sq: Second moment, of the same shape.
-        max_exp_avg_sq: Running maximum of the second moment, or None without amsgrad.
+        p: The parameter.
+        g: Its gradient.
+        m: First moment.
+        v: Second moment.
+        s: Running maximum of the second moment, or None without amsgrad.
         c: The coefficients of the step.
-    """
-    if param.is_complex():
-        param, grad, exp_avg, exp_avg_sq = map(
-            torch.view_as_real, (param, grad.resolve_conj(), exp_avg, exp_avg_sq)
-        )
-        if max_exp_avg_sq is not None:
-            max_exp_avg_sq = torch.view_as_real(max_exp_avg_sq)
-    dtype = arithmetic_dtype(param)
-    # autograd keeps operands, which must not be the tensors that the step writes.
-    copies = torch.is_grad_enabled()
-    p, m, v = (tensor.to(dtype, copy=copies) for tensor in (param, exp_avg, exp_avg_sq))
 
-    g = grad.to(dtype) * c.grad_mul
+    Returns:
+        The new parameter, moments and running maximum.
+    """
+    g = g * c.grad_mul
     if c.l2 != 0:
         g = g + p * c.l2
     p = p * c.decay
-    keep, drop, w = _weights(c.one_minus_beta1, dtype)
+    keep, drop, w = _weights(c.one_minus_beta1, p.dtype)
     m = m * keep + (g - m * drop) * w
-    keep, drop, w = _weights(c.one_minus_beta2, dtype)
+    keep, drop, w = _weights(c.one_minus_beta2, p.dtype)
     # g w comes first: g g would overflow earlier.
     v = v * keep + (g * (g * w) - v * (drop * w))
-    s = v
-    if max_exp_avg_sq is not None:
-        s = torch.maximum(max_exp_avg_sq.to(dtype, copy=copies), v)
+    if s is not None:
+        s = torch.maximum(s, v)
     if c.update is Update.RECTIFIED:
-        p = p - (m * c.step_size) / (sqrt_rn(s) + c.eps)
+        p = p - (m * c.step_size) / (sqrt_rn(v if s is None else s) + c.eps)
     elif c.update is Update.MOMENTUM:
         p = p - m * c.step_size
+    return p, m, v, s
 
-    param.copy_(p)
-    exp_avg.copy_(m)
-    exp_avg_sq.copy_(v)
-    if max_exp_avg_sq is not None:
-        max_exp_avg_sq.copy_(s)
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def step_(
+    param: Tensor,
+    grad: Tensor,
+    state: State,
+    c: Coefficients,
+    draws: Collection[str] = (),
+    random: Tensor | None = None,
+) -> None:
+    """Update a parameter and its state, as they are stored, in place.
+
+    Args:
+        param: The parameter.
+        grad: Its gradient, of the same shape; it is only read.
+        state: The tensors of its state that the step uses, without the counter.
+        c: The coefficients of the step.
+        draws: Names of the tensors that are rounded stochastically.
+        random: Their random bits, see `rounding.random_bits`.
+    """
+    param, grad = _as_real(param), _as_real(grad)
+    stored = {key: _as_real(tensor) for key, tensor in state.items() if key in MOMENTS}
+    dtype = arithmetic_dtype(param)
+    # autograd keeps operands, which must not be the tensors that the step writes.
+    copies = torch.is_grad_enabled()
+    has_master = any(key in state for key in MASTERS)
+    p = value_of(param, state) if has_master else param.to(dtype, copy=copies)
+    m, v, *maximum = (tensor.to(dtype, copy=copies) for tensor in stored.values())
+    p, m, v, s = update(p, grad.to(dtype), m, v, maximum[0] if maximum else None, c)
+    if random is not None and "exp_avg_sq" in draws:
+        v = round_stochastically(v, random & 0xFFFF)
+    for key, value in zip(MOMENTS, (m, v, s), strict=True):
+        if value is not None:
+            stored[key].copy_(value)
+    if random is not None and "param" in draws:
+        p = round_stochastically(p, random >> 16)
+    if has_master:
+        set_value(param, state, p)
+    else:
+        param.copy_(p)
 
 
 class EagerLaunch:
@@ -149,7 +179,7 @@ class EagerLaunch:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        self._rows: list[tuple[Place, Slot | None]] = []
+        self._rows: list[tuple[Place, Slot | None, Elements | None]] = []
         self._misfit: tuple[Place, str] = (0, 0), ""
         self._addresses: list[int] = []
         self._has_moved = False
@@ -158,13 +188,22 @@ class EagerLaunch:
     def release(self) -> None:
         """See Launch.release."""
         self._found: list[tuple[Place, Tensor, Tensor, State]] = []
+        self._elements: list[Elements | None] = []  # of each
+        self._random_keys: list[int] = []
         self._misplaced: list[int] = []  # indices in it
         self._coefficients: list[Coefficients] = []
         self._tracked: tuple[Sequence[int], Tensor] | None = None
 
-    def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
+    def add(
+        self,
+        place: Place,
+        param: Tensor,
+        types: Collection[type],
+        slot: Slot | None,
+        elements: Elements | None,
+    ) -> None:
         """See Launch.add."""
-        self._rows.append((place, slot))
+        self._rows.append((place, slot, elements))
 
     def misfit(self) -> tuple[Place, str]:
         """See Launch.misfit."""
@@ -173,7 +212,7 @@ class EagerLaunch:
     def read(self, groups: Groups, states: Mapping[Tensor, Any], is_separate: bool) -> bool:
         """See Launch.read."""
         self.release()
-        for (group, index), slot in self._rows:
+        for (group, index), slot, elements in self._rows:
             params = params_of(groups[group]) if group < len(groups) else ()
             self._misfit = (group, index), "param"
             if index >= len(params) or (slot is not None and not slot.holds(params[index])):
@@ -190,8 +229,8 @@ class EagerLaunch:
                 return False
             if not isinstance(state["step"], Tensor):
                 return False
-            dtypes = param.dtype, state["step"].dtype
-            if dtypes != (self.kind.param, self.kind.step):
+            dtypes = param.dtype, state["exp_avg"].dtype, state["step"].dtype
+            if dtypes != (self.kind.param, self.kind.moment, self.kind.step):
                 return False
             if not set(self.kind.state) <= set(state):
                 return False
@@ -202,6 +241,7 @@ class EagerLaunch:
                 if not are_placed_alike(param, param.grad):
                     self._misplaced.append(len(self._found))
             self._found.append(((group, index), param, param.grad, state))
+            self._elements.append(elements)
         self._misfit = (0, 0), ""
         addresses = [local(tensor).data_ptr() for *_, tensor in self._written()]
         self._has_moved = addresses != self._addresses
@@ -237,12 +277,17 @@ class EagerLaunch:
         self._tracked = first_of_group, sums
 
     @torch.no_grad()
-    def _sum_difference(self, place: Place, after: Tensor, before: Tensor) -> None:
+    def _sum_difference(self, place: Place, like: Tensor, after: Tensor, before: Tensor) -> None:
         assert self._tracked is not None
         first_of_group, sums = self._tracked
-        dtype = arithmetic_dtype(after)
-        difference = after.to(dtype) - before.to(dtype)
-        sums[first_of_group[place[0]] + place[1]] = sum_squares(difference, after)
+        sums[first_of_group[place[0]] + place[1]] = sum_squares(after - before, like)
+
+    def _random(self, index: int, like: Tensor) -> Tensor | None:
+        """The random bits of a parameter in this step."""
+        elements = self._elements[index]
+        if elements is None:
+            return None
+        return random_bits(self._random_keys[index], elements.places(like))
 
     def has_moved(self) -> bool:
         """See Launch.has_moved."""
@@ -260,6 +305,7 @@ class EagerLaunch:
         """See Launch.compute."""
         if step.overflows or step.is_skipped:
             self._found = []
+            self._elements = []
         clip = 1.0 if step.host_clip is None else step.host_clip.coefficient
         scale = 1.0 if step.host_scale is None else step.host_scale
         known: dict[tuple[int, float], Coefficients] = {}
@@ -273,19 +319,27 @@ class EagerLaunch:
                     key[1], **arguments, grad_scale=scale, clip_coefficient=clip
                 )
             self._coefficients.append(known[key])
+        for it, ((group, _), *_, state) in zip(self._elements, self._found, strict=True):
+            if it is not None:
+                seed = step.options.get(step.groups[group], "seed")
+                own = parameter_key(seed, it.parameter)
+                self._random_keys.append(step_key(own, float(state["step"]) + 1))
 
     def run(self) -> None:
         """See Launch.run."""
         # autograd records the operations of DTensors, not those of their local tensors.
         part: Callable[[Any], Any] = (lambda x: x) if torch.is_grad_enabled() else local
-        for (place, param, grad, state), c in zip(self._found, self._coefficients, strict=True):
-            before = local(param).detach().clone() if self._tracked else None
-            exp_avg, exp_avg_sq = part(state["exp_avg"]), part(state["exp_avg_sq"])
-            maximum = state["max_exp_avg_sq"] if "max_exp_avg_sq" in self.kind.state else None
-            update_(part(param), part(grad), exp_avg, exp_avg_sq, part(maximum), c)
+        for i, ((place, param, grad, state), c) in enumerate(
+            zip(self._found, self._coefficients, strict=True)
+        ):
+            used = {key: part(state[key]) for key in self.kind.state if key != "step"}
+            own = part(param)
+            before = value_of(local(param).detach(), used).clone() if self._tracked else None
+            step_(own, part(grad), used, c, self.kind.draws, self._random(i, own))
             if part(param) is not param:
                 torch.autograd.graph.increment_version(param)
             state["step"] += 1
             if before is not None:
-                self._sum_difference(place, local(param).detach(), before)
+                after = value_of(local(param).detach(), used)
+                self._sum_difference(place, local(param).detach(), after, before)
         self.release()

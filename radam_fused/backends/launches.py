@@ -1,8 +1,8 @@
-"""The launches of a step: their interface, and the base of those that pass addresses to kernels."""
+"""The launches of a step together, and the base of those that pass addresses to kernels."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,141 +10,16 @@ from torch.autograd import profiler
 
 from ..allocation import take_over_layout, take_over_placements
 from ..dtensors import is_dtensor, local, redistribute
+from ..elements import Elements
 from ..extension import _C
 from ..flat import Slot
 from ..groups import Groups, Place, States, name_of
 from ..interrupts import deferred
-from ..options import COEFFICIENTS, NAMES, OptionSet
+from ..option_sets import OptionSet
+from ..options import COEFFICIENTS, NAMES
 from ..state import State
+from .interface import Kind, Launch, Reducer
 from .step import Step
-
-
-class Kind(NamedTuple):
-    """The common properties of the parameters of one launch, which can be of several groups.
-
-    Attributes:
-        device: Device of the parameters.
-        param: Dtype of the parameters.
-        grad: Dtype of the gradients.
-        moment: Dtype of the moments.
-        step: Dtype of the step counters.
-        state: Names of the state tensors.
-        counts_on_device: Whether the device counts the steps.
-    """
-
-    device: torch.device
-    param: torch.dtype
-    grad: torch.dtype
-    moment: torch.dtype
-    step: torch.dtype
-    state: tuple[str, ...]
-    counts_on_device: bool
-
-
-class Reducer(Protocol):
-    """Sums numbers on a device, and computes the clip coefficient there."""
-
-    def fold(self, numbers: Tensor) -> Tensor:
-        """The sum of 1-d float64 numbers, in the order of `sums.fold`; a 0-d tensor."""
-
-    def clip(
-        self,
-        square_sum: Tensor,
-        grad_scale: Tensor | None,
-        failed: Tensor | None,
-        options: tuple[float, float, bool],
-        state: Tensor,
-    ) -> None:
-        """Compute `rectification.clip`.
-
-        Args:
-            square_sum: Its argument; 0-d float64.
-            grad_scale: Its argument; one float32 number, or None for 1.
-            failed: A number of processes. If it is not 0, the step is skipped, but not counted.
-            options: The arguments max_norm, skip_above and skips_nonfinite.
-            state: Receives norm, coefficient and skips; skips is added to a fourth number.
-        """
-
-
-class Launch(Protocol):
-    """Updates parameters of one kind. All launches of a step read, then compute, then run."""
-
-    kind: Kind
-    # Whether `run` is one call of the extension, after which it does nothing more. A handler
-    # of a signal, in Python, then cannot run between its parts.
-    is_atomic: bool
-    # Whether a captured graph uses memory of the launch; the launch must then live as long.
-    is_replayed: bool
-    # Sums on the launch's device; None if the host does.
-    reducer: Reducer | None
-
-    def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
-        """Add a parameter.
-
-        Args:
-            place: Its position in the groups.
-            param: The parameter.
-            types: The types of its tensors, or of their local tensors.
-            slot: Its slot in a flat buffer, which it must not leave; or None.
-        """
-
-    def read(self, groups: Groups, states: Mapping[Tensor, Any], is_separate: bool) -> bool:
-        """Read the tensors of every parameter that has a gradient. Writes nothing.
-
-        Args:
-            groups: The optimizer's parameter groups.
-            states: The optimizer's state.
-            is_separate: Whether `sum_squares` will follow.
-
-        Returns:
-            False if a parameter does not fit the launch any more; `misfit` names it.
-        """
-
-    def misfit(self) -> tuple[Place, str]:
-        """The place of the parameter that `read` rejected, and the name of its tensor."""
-
-    def misplaced(self) -> list[tuple[Place, Tensor, Tensor]]:
-        """Place, parameter and gradient where these two are DTensors placed differently."""
-
-    def take_gradients(self, redistributed: list[Tensor]) -> bool:
-        """Take the gradients of `misplaced`, redistributed; False if `misfit` does not fit."""
-
-    def sum_squares(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
-        """Write the sum of the squares of each gradient that was read.
-
-        Args:
-            sums: Receives them: float64 on the launch's device, one for each parameter of the
-                optimizer.
-            first_of_group: The index in it of the first parameter of each group.
-        """
-
-    def track(self, sums: Tensor, first_of_group: Sequence[int]) -> None:
-        """Let the next `run` write the sums of the squares of the differences to each parameter.
-
-        Args:
-            sums: See `sum_squares`.
-            first_of_group: See `sum_squares`.
-        """
-
-    def has_moved(self) -> bool:
-        """Whether a tensor that the step writes lies at another address than at the last step."""
-
-    def written_ranges(self) -> list[tuple[Place, str, int, int]]:
-        """The memory that the step writes.
-
-        Returns:
-            The place, the name of the tensor, its first address and its end; 0 and 0 if it has
-            gaps.
-        """
-
-    def compute(self, step: Step) -> None:
-        """Compute the coefficients, or the options for the device. Writes no tensor."""
-
-    def run(self) -> None:
-        """Update the parameters that were read, and count the step."""
-
-    def release(self) -> None:
-        """Release the tensors that were read, without a step."""
 
 
 class _Recorded(NamedTuple):
@@ -177,44 +52,50 @@ class Launches:
         param: Tensor,
         grad: Tensor,
         state: State,
-        moments: Sequence[str],
+        names: Sequence[str],
         backend: Any,
         counts_on_device: bool = False,
         slot: Slot | None = None,
+        draws: tuple[str, ...] = (),
+        elements: Elements | None = None,
     ) -> None:
         """Add a parameter to the launch of its kind.
 
-        Its moments get the memory order of the parameter; each stays the same object, unless it is
-        a DTensor that has to be redistributed.
+        Its state gets the memory order of the parameter; each tensor stays the same object, unless
+        it is a DTensor that has to be redistributed.
 
         Args:
             place: Position of the parameter in the groups.
             param: The parameter.
             grad: Its gradient.
             state: Its state.
-            moments: Names of the moments that the step needs.
+            names: Names of the tensors of the state that the step needs, without the counter.
             backend: The backend that updates it.
             counts_on_device: Whether its device counts its steps.
             slot: Its slot in a flat buffer, or None.
+            draws: Names of the tensors that are rounded stochastically.
+            elements: The numbers of its elements, if there are such tensors.
         """
         if not torch.is_grad_enabled():
-            take_over_placements(param, state, moments)
+            take_over_placements(param, state, names)
         if backend.name != "eager":
-            take_over_layout(param, state, moments)
+            take_over_layout(param, state, names)
         kind = Kind(
             param.device,
             param.dtype,
             grad.dtype,
             state["exp_avg"].dtype,
             state["step"].dtype,
-            ("step", *moments),
+            ("step", *names),
             counts_on_device,
+            draws,
+            elements is not None and elements.run < local(param).numel(),
         )
         if (backend.name, kind) not in self._by_kind:
             launch = self._by_kind[backend.name, kind] = backend.launch(kind)
             self._is_atomic &= launch.is_atomic
         types = {type(local(tensor)) for tensor in (param, grad, *state.values())}
-        self._by_kind[backend.name, kind].add(place, param, types, slot)
+        self._by_kind[backend.name, kind].add(place, param, types, slot, elements)
 
     def read(self, groups: Groups, states: States, is_separate: bool = False) -> bool:
         """Read every launch; False if a parameter does not fit its launch any more."""
@@ -289,7 +170,7 @@ class TableLaunch:
         self._size = 0  # bytes of the workspace that the step needs
         self._capturing = False
         self._tracked: tuple[Sequence[int], Tensor] | None = None
-        self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device)
+        self.table = _C.TensorTable(kind.state, chunk, kind.counts_on_device, kind.draws)
         self.read = self.table.read
         self.misfit = self.table.misfit
         self.misplaced = self.table.misplaced
@@ -298,11 +179,18 @@ class TableLaunch:
         self.written_ranges = self.table.written_ranges
         self.release = self.table.release
 
-    def add(self, place: Place, param: Tensor, types: Collection[type], slot: Slot | None) -> None:
+    def add(
+        self,
+        place: Place,
+        param: Tensor,
+        types: Collection[type],
+        slot: Slot | None,
+        elements: Elements | None,
+    ) -> None:
         """See Launch.add."""
         dtensor = param if is_dtensor(param) else None
-        flat = () if slot is None else (slot.buffer, slot.offset)
-        self.table.add(place, list(types), dtensor, *flat)
+        flat = (None, 0) if slot is None else (slot.buffer, slot.offset)
+        self.table.add(place, list(types), dtensor, *flat, elements)
 
     def compute(self, step: Step) -> None:
         """See Launch.compute."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..groups import Groups
-from ..options import OptionSet
+from ..option_sets import OptionSet
 from ..rectification import Clip
 from ..tensors import describe
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..extension import unavailable_reason
 from ..tensors import has_own_memory
-from .launches import Kind, Reducer, TableLaunch, Workspace, as_current, current_stream
+from .interface import Kind, Reducer
+from .launches import TableLaunch, Workspace, as_current, current_stream
 from .step import Step
 
 _OLDEST = (3, 6)
@@ -58,8 +59,9 @@ class TritonLaunch(TableLaunch):
         counter = kind.step if kind.counts_on_device else None
         dtypes = kind.param, kind.grad, kind.moment
         amsgrad = "max_exp_avg_sq" in kind.state
+        stored = _master(kind.state), kind.draws, kind.has_gaps
         with as_current(kind.device):
-            self._kernels = kernels.CompiledKernels(kind.device, dtypes, amsgrad, counter)
+            self._kernels = kernels.CompiledKernels(kind.device, dtypes, amsgrad, counter, *stored)
         self._workspace = Workspace(kind.device)
         self._scratch = Workspace(kind.device)
         self._prepared: Any = None  # the upload of a step whose norm has been taken
@@ -105,7 +107,7 @@ class TritonLaunch(TableLaunch):
             if segments := table.segments:
                 if rows:
                     upload.copy_segments(segments, rows, table.chunk_index)
-                how = host_table, table.chunk_index, self._clipping, tracked
+                how = host_table, table.chunk_index, self._clipping, tracked, table.draws
                 self._kernels.run(upload, segments, *how)
             self._clipping = None
             table.finish()
@@ -142,6 +144,12 @@ class TritonLaunch(TableLaunch):
         self.is_replayed = True
         self._staging = None
         return self._kernels.upload(self._workspace.make(size), self._graph_staging[-1])
+
+
+def _master(state: Sequence[str]) -> str | None:
+    """The format of the masters, from the names of the state tensors."""
+    formats = {"param_remainder": "split", "master_param": "float32"}
+    return next((format for name, format in formats.items() if name in state), None)
 
 
 def version() -> str | None:

@@ -68,7 +68,9 @@ def own_part():
 def whole(tensor):
     """A copy of the whole tensor. On DTensors, a collective operation."""
     if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
+        # Gloo has no int16.
+        wide = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
+        tensor = wide.full_tensor().to(tensor.dtype)
     return tensor.detach().clone()
 
 

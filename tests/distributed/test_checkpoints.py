@@ -110,6 +110,18 @@ CASES = {
     "default": ("ours", {}),
     "amsgrad": ("ours", {"amsgrad": True}),
     "bfloat16 with float32 moments": ("ours", {}, torch.bfloat16),
+    "bfloat16 moments": ("ours", {"moments": "bfloat16", "seed": 2}),
+    "stochastic rounding": (
+        "ours",
+        {"moments": "bfloat16", "stochastic_rounding": True},
+        torch.bfloat16,
+    ),
+    "split masters": (
+        "ours",
+        {"master_weights": "split", "moments": "bfloat16"},
+        torch.bfloat16,
+    ),
+    "float32 masters": ("ours", {"master_weights": "float32"}, torch.float16),
     **{f"the preset {name}": ("ours", name) for name in PRESETS},
 }
 

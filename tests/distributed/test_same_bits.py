@@ -19,30 +19,43 @@ def over_all(size):
     return init_device_mesh("cpu", (size,))
 
 
-def hybrid(size):
+def hybrid(size, dtype):
     mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
-    return shard(new_model(), mesh)
+    return shard(new_model().to(dtype), mesh)
 
 
-def on_two_dimensions(size):
+def on_two_dimensions(size, dtype):
     mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("data", "tensor"))
-    return shard(parallelize(new_model(), mesh["tensor"]), mesh["data"])
+    return shard(parallelize(new_model().to(dtype), mesh["tensor"]), mesh["data"])
 
 
 LAYOUTS = {
-    "plain": lambda size: new_model(),
-    "FSDP2": lambda size: shard(new_model(), over_all(size)),
+    "plain": lambda size, dtype: new_model().to(dtype),
+    "FSDP2": lambda size, dtype: shard(new_model().to(dtype), over_all(size)),
     "HSDP": hybrid,
     "FSDP2 and TP": on_two_dimensions,
-    "TP": lambda size: parallelize(new_model(), over_all(size)),
-    "TP with sequences": lambda size: parallelize_sequences(new_model(), over_all(size)),
+    "TP": lambda size, dtype: parallelize(new_model().to(dtype), over_all(size)),
+    "TP with sequences": lambda size, dtype: parallelize_sequences(
+        new_model().to(dtype), over_all(size)
+    ),
 }
 
 
-def trained(layout, size):
+BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
+FORMATS = {
+    "float32": (torch.float32, {}),
+    "bfloat16 moments": (torch.float32, {"moments": "bfloat16"}),
+    "stochastic rounding": (BFLOAT16, {"moments": "bfloat16", "stochastic_rounding": True}),
+    "split masters": (BFLOAT16, {"master_weights": "split", "moments": "bfloat16", "seed": 3}),
+    "float32 masters": (FLOAT16, {"master_weights": "float32"}),
+}
+
+
+def trained(layout, size, format):
     """The whole parameters and moments after some steps."""
-    model = LAYOUTS[layout](size)
-    optimizer = FusedRAdam(model.named_parameters(), **OPTIONS)
+    dtype, own = FORMATS[format]
+    model = LAYOUTS[layout](size, dtype)
+    optimizer = FusedRAdam(model.named_parameters(), **OPTIONS, **own)
     for step in range(STEPS):
         give_gradients(model, step)
         optimizer.step()
@@ -55,9 +68,10 @@ def trained(layout, size):
 
 @pytest.fixture(scope="module")
 def expected():
-    return trained("plain", 1)
+    return {format: trained("plain", 1, format) for format in FORMATS}
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     ("layout", "size"),
     [
@@ -73,19 +87,32 @@ def expected():
         ("TP with sequences", 2),
     ],
 )
-def test_a_layout_changes_no_bit(layout, size, expected, processes):
-    for found in processes.run(size, trained, layout, size):
-        assert found.keys() == expected.keys()
+def test_a_layout_changes_no_bit(layout, size, format, expected, processes):
+    for found in processes.run(size, trained, layout, size, format):
+        assert found.keys() == expected[format].keys()
         for name, tensors in found.items():
-            for tensor, other in zip(tensors, expected[name], strict=True):
+            for tensor, other in zip(tensors, expected[format][name], strict=True):
                 assert_same_bits(tensor, other, name)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_flat_buffers_change_no_bit(format, expected, monkeypatch):
+    monkeypatch.setitem(OPTIONS, "flatten", True)
+    test_a_layout_changes_no_bit("plain", 1, format, expected, Here)
+
+
 def test_another_gradient_changes_bits(expected, monkeypatch):
-    monkeypatch.setitem(LAYOUTS, "plain", lambda size: new_model())
     monkeypatch.setitem(OPTIONS, "lr", torch.tensor(0.05).nextafter(torch.tensor(1.0)).item())
     with pytest.raises(AssertionError):
-        test_a_layout_changes_no_bit("plain", 1, expected, Here)
+        test_a_layout_changes_no_bit("plain", 1, "float32", expected, Here)
+
+
+@pytest.mark.parametrize("format", ["bfloat16 moments", "stochastic rounding", "split masters"])
+def test_another_seed_changes_bits(format, expected, monkeypatch):
+    dtype, own = FORMATS[format]
+    monkeypatch.setitem(FORMATS, format, (dtype, {**own, "seed": 4}))
+    with pytest.raises(AssertionError):
+        test_a_layout_changes_no_bit("plain", 1, format, expected, Here)
 
 
 class Here:

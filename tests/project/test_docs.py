@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 import torch
 
 import radam_fused
-from bench import page
+from bench import formats_page, page
 from bench.paper.page import markdown
 from radam_fused.benchmark.timing import timings, verdict
 from radam_fused.options import OPTIONS
@@ -192,12 +192,24 @@ def test_the_page_of_performance_agrees_with_the_records(records):
     assert dict(page.sections(**records))["cases"] != sections["cases"]
 
 
+def test_the_page_of_storage_formats_agrees_with_the_record():
+    record = json.loads((RESULTS / "formats.json").read_text())
+    sections = dict(formats_page.sections(record))
+    for name, text in sections.items():
+        assert part(formats_page.PAGE, name) == text, name
+    record["seconds"][formats_page.CASE]["float32"]["median"] *= 2
+    changed = dict(formats_page.sections(record))
+    assert {name for name in sections if changed[name] != sections[name]} >= {"formats", "times"}
+
+
 def test_the_readme_says_what_is_recorded():
+    formats = json.loads((RESULTS / "formats.json").read_text())
     cpu = json.loads((RESULTS / "cpu.json").read_text())
     gpu = json.loads((RESULTS / "gpu.json").read_text())
     words = " ".join(README.read_text().split())
     assert page.headline(cpu) in words
     assert page.gpu_headline(gpu) in words
+    assert formats_page.headline(formats) in words
     measured = timings(cpu["seconds"]["GPT-2 124M"])
     assert verdict(measured["FusedRAdam"], measured["torch RAdam"]).endswith("x faster")
 

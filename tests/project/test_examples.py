@@ -43,8 +43,9 @@ def test_an_example_runs(path, tmp_path):
     assert re.search(r"loss \d+\.\d+", done.stdout), done.stdout
 
 
-def test_the_plain_loop_resumes(tmp_path):
-    [path] = [path for path in EXAMPLES if path.stem == "plain_loop"]
+@pytest.mark.parametrize("stem", ["plain_loop", "bf16_masters"])
+def test_a_run_resumes(stem, tmp_path):
+    [path] = [path for path in EXAMPLES if path.stem == stem]
     assert "step 0:" in run(path, tmp_path).stdout
     done = run(path, tmp_path, "--steps", "60")  # the last --steps counts
     assert "step 0:" not in done.stdout

@@ -45,9 +45,9 @@ void prologue(const Queue&, const PrologueArguments& arguments) {
   });
 }
 
-void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
+void step(const Queue&, const SegmentTypes& types, const StepArguments& arguments,
           std::int64_t blocks) {
-  enqueue([=, kernel = step_kernel_for(types, amsgrad, arguments.sums != nullptr)] {
+  enqueue([=, kernel = step_kernel_for(types, arguments.sums != nullptr)] {
     the_blocks = blocks;
     kernel(arguments);
   });
@@ -79,6 +79,8 @@ void sum(const Queue&, const SegmentTypes& types, const StepArguments& arguments
         return run_sums<BFloat16>(arguments, blocks);
       case DType::float16:
         return run_sums<Half>(arguments, blocks);
+      case DType::int16:
+        return;
     }
   });
 }

@@ -8,6 +8,8 @@ from radam_fused import FusedRAdam
 
 from ..helpers import assert_same_run
 from .data import placed, values
+from .stored import Stored
+from .tables import MASTERS
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,8 +19,10 @@ def moments(param):
     return dict.fromkeys((max(param, torch.float32, key=lambda dtype: dtype.itemsize), param))
 
 
-# Parameter, gradient and moment.
-DTYPES = [(p, g, m) for p in FLOATS for g in FLOATS for m in moments(p)]
+DTYPES = [Stored(p, g, m) for p in FLOATS for g in FLOATS for m in moments(p)]
+
+
+_MASTERS = {"param_remainder": torch.int16, "master_param": torch.float32}
 
 
 class Row(NamedTuple):
@@ -34,7 +38,7 @@ class Pair:
 
     Args:
         backend: The one that is held against the CPU kernel.
-        dtypes: Those of parameters, gradients and moments.
+        stored: How the tensors are stored.
         groups: The options and the rows of each.
         draw: What the numbers are drawn by.
         amsgrad: Whether there are running maxima.
@@ -46,7 +50,7 @@ class Pair:
     def __init__(
         self,
         backend,
-        dtypes,
+        stored,
         groups,
         draw,
         amsgrad=False,
@@ -54,13 +58,15 @@ class Pair:
         on_device=False,
         counter=torch.float32,
     ):
-        param, self._grad, moment = dtypes
+        self._stored = stored = Stored(*stored)
+        param, self._grad, moment = stored[:3]
         self._counter = counter
         self._rows = [row for _, rows in groups for row in rows]
         self._draw, self._odd = draw, odd
         roles = {"param": param, "exp_avg": moment, "exp_avg_sq": moment}
         if amsgrad:
             roles["max_exp_avg_sq"] = moment
+        roles |= {role: _MASTERS[role] for role in MASTERS[stored.master]}
         drawn = [
             {
                 role: values(row.size, dtype, draw, odd, positive=role.endswith("_sq"))
@@ -95,7 +101,9 @@ class Pair:
                 states[p] = {"step": torch.tensor(float(row.taken), dtype=self._counter), **state}
                 del states[p]["param"]
             made.append({"params": params, **options})
-        optimizer = FusedRAdam(made, backend=backend, amsgrad=amsgrad)
+        optimizer = FusedRAdam(
+            made, backend=backend, amsgrad=amsgrad, seed=11, **self._stored.options()
+        )
         optimizer.state.update(states)
         return optimizer
 

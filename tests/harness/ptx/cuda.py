@@ -5,10 +5,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from radam_fused.state import ROLES
+
 from ..backends import use_extension
 from . import cuda_build
 from .backend import PtxBackend
 from .memory import Memory
+from .stored import Stored
 from .tables import (
     CLIP,
     COEFFICIENTS,
@@ -30,7 +33,7 @@ FEW_SEGMENTS = (4096 - 48 - FEW_COEFFICIENTS_BYTES) // SEGMENT.itemsize
 STEP = np.dtype(
     [
         *(("segments", "u8"), ("coefficients", "u8"), ("num_segments", "i8")),
-        *(("index_shift", "i4"), ("index_scale", "i4"), ("sums", "u8"), ("gap", "u1", 8)),
+        *(("index_shift", "i4"), ("index_scale", "i4"), ("sums", "u8"), ("draws", "u8")),
         ("few_segments", SEGMENT, FEW_SEGMENTS),  # or the index
         ("few_coefficients", "u1", FEW_COEFFICIENTS_BYTES),
     ]
@@ -40,7 +43,12 @@ UPLOAD = np.dtype([("to", "u8"), ("num_words", "i8"), ("words", "u8", (32764 - 1
 PROLOGUE = np.dtype(
     [
         *(("segments", "u8"), ("num_segments", "i8"), ("options", "u8"), ("coefficients", "u8")),
-        *(("step_is_float64", "?"), ("arithmetic_is_float64", "?"), ("padding", "u1", 6)),
+        *(
+            ("draws", "u8"),
+            ("step_is_float64", "?"),
+            ("arithmetic_is_float64", "?"),
+            ("padding", "u1", 6),
+        ),
     ]
 )
 # The kernel arguments of csrc/cuda/sums.h.
@@ -73,10 +81,11 @@ class CudaPtx(PtxBackend):
         module.set_launcher(self._enqueue)
 
     def step_kernel(self, dtypes, amsgrad, tracked=False):
-        name = (dtypes, amsgrad, "tracked") if tracked else (dtypes, amsgrad)
+        stored = Stored(*dtypes).kernel
+        name = (stored, amsgrad, "tracked") if tracked else (stored, amsgrad)
         return self.kernel_of(self._texts[name], _THREADS)
 
-    def prologue_kernel(self, counter, dtype=None):
+    def prologue_kernel(self, counter, dtype=None, draws=False):
         """The prologue kernel, which serves both dtypes of counters and of coefficients."""
         return self.kernel_of(self._texts["prologue"], _THREADS)
 
@@ -86,7 +95,7 @@ class CudaPtx(PtxBackend):
     def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
         """Run some blocks of a step. Small tables are passed in the arguments unless in_memory."""
         arguments = np.frombuffer(bytearray(b"\xee" * STEP.itemsize), STEP)
-        arguments["num_segments"] = len(segments)
+        arguments["num_segments"], arguments["draws"] = len(segments), 0
         tables = {"segments": segments, "coefficients": coefficients}
         few = {name: arguments[0][f"few_{name}"].reshape(-1).view("u1") for name in tables}
         for name, rows in tables.items():
@@ -104,20 +113,22 @@ class CudaPtx(PtxBackend):
         kernel = self.step_kernel(dtypes, amsgrad)
         kernel.run(grid, arguments.tobytes(), memory, blocks)
 
-    def run_prologue(self, memory, count, counter, dtype, segments, options, coefficients):
+    def run_prologue(self, memory, count, counter, dtype, segments, options, coefficients, draws=0):
         """Run a prologue over tables in memory, for coefficients of an arithmetic type."""
         wide = counter == torch.float64, dtype == torch.float64
-        given = segments, count, options, coefficients, *wide, 0
+        given = segments, count, options, coefficients, draws, *wide, 0
         arguments = np.array([given], PROLOGUE).tobytes()
         self.prologue_kernel(counter).run(-(-count // _THREADS), arguments, memory)
 
-    def _enqueue(self, kernel, arguments, blocks, types, amsgrad):
+    def _enqueue(self, kernel, arguments, blocks, types, has, draws):
         launch = getattr(self, f"_{kernel}")
-        if kernel == "step":
-            dtypes = tuple(list(cuda_build.TYPES.values())[ty] for ty in types)
-            launch = partial(launch, dtypes, amsgrad)
-        elif kernel == "sum":
-            launch = partial(launch, tuple(list(cuda_build.TYPES.values())[ty] for ty in types))
+        if kernel in ("step", "sum"):
+            has = dict(zip(ROLES, has, strict=True))
+            master = "float32" if has["master_param"] else None
+            master = "split" if has["param_remainder"] else master
+            draws = ("some",) if draws else ()
+            stored = Stored(*(list(cuda_build.TYPES.values())[ty] for ty in types), master, draws)
+            launch = partial(launch, stored, *[has["max_exp_avg_sq"]] * (kernel == "step"))
         self.stream.enqueue(partial(launch, blocks, arguments))
 
     def _step(self, dtypes, amsgrad, blocks, arguments):
@@ -126,7 +137,10 @@ class CudaPtx(PtxBackend):
         segments = self._segments(memory, given)
         if at := int(given["coefficients"]):
             self.workspaces.coefficients(memory, at, segments, arithmetic(dtypes[0]))
-        add_arrays(memory, segments, [dtype.itemsize for dtype in dtypes], amsgrad)
+        sizes = [dtype.itemsize for dtype in dtypes[:3]]
+        add_arrays(memory, segments, sizes, amsgrad, dtypes.master)
+        if at := int(given["draws"]):
+            self.workspaces.draws(memory, at, len(segments))
         tracked = bool(given["sums"])
         if tracked:
             self._add_sums(memory, given, blocks)
@@ -195,7 +209,8 @@ class CudaPtx(PtxBackend):
         memory, types = Memory(), (torch.float32, torch.float64)
         counter = types[int(given["step_is_float64"])]
         dtype = types[int(given["arithmetic_is_float64"])]
-        tables = (int(given[name]) for name in ("segments", "options", "coefficients"))
+        names = "segments", "options", "coefficients", "draws"
+        tables = (int(given[name]) for name in names)
         self.workspaces.allow_prologue(
             memory, int(given["num_segments"]), *tables, dtype, counter.itemsize
         )

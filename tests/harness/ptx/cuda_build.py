@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from ..host_grid import ROOT, load
 from .backend import ARCHITECTURE
+from .stored import Stored
 
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "ptx"
@@ -27,6 +28,12 @@ TYPES = {  # in the order of DType in csrc/scalar.h
     "float": torch.float32,
     "BFloat16": torch.bfloat16,
     "Half": torch.float16,
+}
+# The formats of parameters: dtype and masters.
+PARAMS = {name: (dtype, None) for name, dtype in TYPES.items()} | {
+    "SplitBFloat16": (torch.bfloat16, "split"),
+    "MasteredBFloat16": (torch.bfloat16, "float32"),
+    "MasteredHalf": (torch.float16, "float32"),
 }
 
 
@@ -76,7 +83,7 @@ def compiled():
 
 
 def _compiled(sources):
-    files = {name: BUILD / f"compute_{ARCHITECTURE}" / f"{name}.ptx" for name in (*TYPES, "rest")}
+    files = {name: BUILD / f"compute_{ARCHITECTURE}" / f"{name}.ptx" for name in (*PARAMS, "rest")}
     nvcc = ["nvcc", "-ptx", "-O3", "-std=c++17", f"-arch=compute_{ARCHITECTURE}", *_rounding()]
     _build(
         {
@@ -98,16 +105,20 @@ def _plain(names):
 
 @cache
 def texts():
-    """The PTX of each kernel: step kernels by dtypes, amsgrad and "tracked", the others by name."""
+    """The PTX of each kernel: step kernels by Stored, amsgrad and "tracked", others by name."""
     found = {}
     for module in compiled():
         head, *kernels = re.split(r"(?=^(?:\.visible )?\.entry )", module, flags=re.M)
         names = [re.search(r"\.entry\s+([\w$]+)", kernel)[1] for kernel in kernels]
         for name, kernel in zip(_plain(names), kernels, strict=True):
-            if step := re.search(r"(\w+)_kernel<(.+), (.+), (.+), (?:\(bool\))?(\w+)>", name):
-                kind, *types, amsgrad = step.groups()
-                dtypes = tuple(TYPES[ty.rpartition(":")[2]] for ty in types)
-                key = dtypes, amsgrad in ("true", "1")
+            pattern = r"(\w+)_kernel<(.+), (.+), (.+), (?:\(bool\))?(\w+), (?:\(bool\))?(\w+)>"
+            if step := re.search(pattern, name):
+                kind, *types, amsgrad, draws = step.groups()
+                param, *others = (ty.rpartition(":")[2] for ty in types)
+                dtype, master = PARAMS[param]
+                drawn = ("some",) if draws in ("true", "1") else ()
+                stored = Stored(dtype, *(TYPES[ty] for ty in others), master, drawn)
+                key = stored, amsgrad in ("true", "1")
                 found[key if kind == "step" else (*key, kind)] = head + kernel
             elif sums := re.search(r"sum_kernel<(.+)>", name):
                 found["sum", TYPES[sums[1].rpartition(":")[2]]] = head + kernel

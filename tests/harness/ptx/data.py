@@ -18,6 +18,8 @@ def special(dtype):
 def values(n, dtype, draw, odd=0.0, positive=False):
     """`n` normal numbers; a fraction `odd` of them is special, and then magnitudes vary."""
     generator = torch.Generator().manual_seed(draw.getrandbits(40))
+    if dtype == torch.int16:
+        return torch.randint(-(2**15), 2**15, (n,), generator=generator).to(dtype)
     x = torch.randn(n, dtype=torch.float64, generator=generator)
     if odd:
         most = _EXPONENTS[dtype]

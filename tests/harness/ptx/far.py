@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from radam_fused import radam_step_
+from radam_fused.option_sets import RADAM
 from radam_fused.options import COEFFICIENTS as OPTIONS
-from radam_fused.options import RADAM
 from radam_fused.rectification import coefficients
 
 from ..helpers import assert_same_bits
@@ -15,7 +15,7 @@ from .tables import CHUNK, COEFFICIENTS, SEGMENT, arithmetic
 
 
 def _roles(dtypes, amsgrad):
-    param, grad, moment = dtypes
+    param, grad, moment = dtypes[:3]
     roles = {"param": param, "grad": grad, "exp_avg": moment, "exp_avg_sq": moment}
     return roles | ({"max_exp_avg_sq": moment} if amsgrad else {})
 

@@ -2,6 +2,9 @@
 #include "bindings.h"
 
 #include <utility>
+#include <vector>
+
+#include <pybind11/stl.h>
 
 #include "cuda/kernels.h"
 
@@ -15,14 +18,17 @@ py::object& launcher() {
   return *held;
 }
 
-// Passes the arguments by value, with the DTypes of parameter, gradient and moments.
+// Passes the arguments by value, with the DTypes of parameter, gradient and moments, which tensors
+// of the state there are, and whether some are rounded stochastically.
 template <typename Arguments>
 void launch(const char* kernel, const Arguments& arguments, std::int64_t blocks,
-            const SegmentTypes& types = {}, bool amsgrad = false) {
+            const SegmentTypes& types = {}) {
   const py::gil_scoped_acquire gil;
   const auto type = [&](int role) { return static_cast<int>(types.of[role]); };
-  launcher()(kernel, py::bytes(reinterpret_cast<const char*>(&arguments), sizeof arguments), blocks,
-             py::make_tuple(type(role::param), type(role::grad), type(role::exp_avg)), amsgrad);
+  const auto* const bytes = reinterpret_cast<const char*>(&arguments);
+  launcher()(kernel, py::bytes(bytes, sizeof arguments), blocks,
+             py::make_tuple(type(role::param), type(role::grad), type(role::exp_avg)),
+             std::vector<bool>(types.has, types.has + kRoles), types.draws_any());
 }
 
 std::int64_t blocks_for(std::int64_t num_items) {
@@ -39,9 +45,9 @@ void prologue(const Queue&, const PrologueArguments& arguments) {
   launch("prologue", arguments, blocks_for(arguments.num_segments));
 }
 
-void step(const Queue&, const SegmentTypes& types, bool amsgrad, const StepArguments& arguments,
+void step(const Queue&, const SegmentTypes& types, const StepArguments& arguments,
           std::int64_t blocks) {
-  launch("step", arguments, blocks, types, amsgrad);
+  launch("step", arguments, blocks, types);
 }
 
 void sum(const Queue&, const SegmentTypes& types, const StepArguments& arguments,

@@ -4,10 +4,11 @@ import numpy as np
 
 from radam_fused.options import OPTION_NAMES
 from radam_fused.rectification import coefficients
+from radam_fused.rounding import step_key
 
 from ...test_graphs import drawn_options
 from .memory import Memory
-from .tables import CLIP, COEFFICIENTS, OPTIONS, SEGMENT, TABLES
+from .tables import CLIP, COEFFICIENTS, DRAW, OPTIONS, SEGMENT, TABLES
 
 _COUNTERS, _NUMBERS = 0x1_0000_0000, 0x2_0000_0000
 _POISON = 777.25
@@ -57,7 +58,9 @@ def _drawn_group(draw, numbers, found_inf, clip, row):
     return given
 
 
-def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None, skips=None):
+def assert_same_prologue(
+    backend, draw, counts, counter, dtype, found_inf=None, skips=None, draws=False
+):
     """Assert that a prologue counts, and gives the coefficients of the host bit for bit.
 
     Args:
@@ -67,6 +70,7 @@ def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None, 
         dtype: The dtype of the coefficients.
         found_inf: Whether a gradient overflowed, as a number; None: nobody asked.
         skips: Whether the norm of the gradients skips the step; None: no norm was taken.
+        draws: Whether random bits are drawn.
     """
     memory = Memory()
     numbers = _Numbers(memory)
@@ -90,8 +94,17 @@ def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None, 
     memory.allocate("options", TABLES["options"], options, False)
     table = memory.allocate("coefficients", TABLES["coefficients"], poison, True)
 
-    tables = (TABLES[name] for name in ("segments", "options", "coefficients"))
+    names = ["segments", "options", "coefficients"]
+    keys = np.zeros(len(counts), DRAW)
+    keys["key"] = [draw.getrandbits(64) for _ in counts]
+    keys["step_key"] = keys["key"] ^ np.uint64(5)
+    if draws:
+        names.append("draws")
+        random = memory.allocate("draws", TABLES["draws"], keys, True)
+    tables = (TABLES[name] for name in names)
     backend.run_prologue(memory, len(counts), counter, dtype, *tables)
+    if draws:
+        drawn = memory.read(random, DRAW)
 
     after = memory.read(counters, before.dtype)
     results = memory.read(table, row_type)
@@ -112,3 +125,8 @@ def assert_same_prologue(backend, draw, counts, counter, dtype, found_inf=None, 
                 expected[name] = number
         same = results[row].tobytes()[:used] == expected.tobytes()[:used]
         assert same, f"step {count}: {results[row]}, expected {expected}"
+    if draws:
+        for i, (count, is_skipped) in enumerate(zip(after, skipped, strict=True)):
+            if not is_skipped:
+                keys["step_key"][i] = step_key(int(keys["key"][i]), float(count))
+        np.testing.assert_array_equal(drawn, keys)

@@ -39,6 +39,15 @@ OPTIONS = np.dtype(
     ]
 )
 
+# A row of Draw in csrc/random.h.
+DRAW = np.dtype(
+    [
+        *((name, "u8") for name in ("key", "step_key")),
+        *((name, "i8") for name in ("offset", "run", "stride")),
+        ("roles", "u8"),
+    ]
+)
+
 FOLD_ROW = np.dtype([("first", "i8"), ("numel", "i8"), ("to", "i8")])
 CLIP = np.dtype([("norm", "f8"), ("coefficient", "f8"), ("skips", "f8")])
 CLIP_STATE = np.dtype([("clip", CLIP), ("skipped", "f8")])
@@ -48,6 +57,9 @@ CHUNK = 1024  # elements per block
 # Addresses of tables that the tests make.
 TABLES = {"segments": 0x7FFF_0000_0040, "options": 0x7FFF_1000_0018}
 TABLES["coefficients"], TABLES["index"] = 0x7FFF_2000_0010, 0x7FFF_3000_0004
+TABLES["draws"] = 0x7FFF_4000_0020
+
+MASTERS = {None: {}, "split": {"param_remainder": 2}, "float32": {"master_param": 4}}
 
 
 def arithmetic(param):
@@ -96,8 +108,15 @@ class Workspaces:
         rows = _rows(segments["coefficients"])
         self.table(memory, "coefficients", address, COEFFICIENTS[dtype], rows, writable)
 
-    def allow_prologue(self, memory, count, segments, options, coefficients, dtype, counter_size):
-        """Add the memory of a prologue, given the addresses of its tables."""
+    def draws(self, memory, address, count, writable=False):
+        return self.table(memory, "draws", address, DRAW, count, writable)
+
+    def allow_prologue(
+        self, memory, count, segments, options, coefficients, draws, dtype, counter_size
+    ):
+        """Add the memory of a prologue, given the addresses of its tables; that of draws or 0."""
+        if draws:
+            self.draws(memory, draws, count, True)
         segments = self.segments(memory, segments, count)
         rows = _rows(segments["options"])
         options = self.table(memory, "options", options, OPTIONS, rows)
@@ -118,14 +137,15 @@ def index_of(segments, chunks, most):
     return np.array([*found, len(segments) - 1], np.int32), shift
 
 
-def add_arrays(memory, segments, sizes, amsgrad):
+def add_arrays(memory, segments, sizes, amsgrad, master=None):
     """Add the arrays of every segment to the accessible memory of a step.
 
     Args:
         sizes: Bytes per element of parameters, gradients and moments.
+        master: None, "split" or "float32".
     """
     param, grad, moment = sizes
-    written = {"param": param, "exp_avg": moment, "exp_avg_sq": moment}
+    written = {"param": param, "exp_avg": moment, "exp_avg_sq": moment, **MASTERS[master]}
     if amsgrad:
         written["max_exp_avg_sq"] = moment
     for number, row in enumerate(segments):

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from .backend import ARCHITECTURE, PtxBackend
 from .machine import PtxError
 from .memory import Memory
+from .stored import Stored
 from .tables import (
     CLIP,
     COEFFICIENTS,
@@ -118,11 +119,15 @@ class Driver:
         index,
         index_shift,
         coefficients,
+        draws,
         sums,
         P,
         G,
         M,
+        MASTER,
         AMSGRAD,
+        DRAWS_PARAM,
+        DRAWS_EXP_AVG_SQ,
         TRACKS,
         **_,
     ):
@@ -132,7 +137,9 @@ class Driver:
         segments = workspaces.segments(memory, segments.address, int(entries[-1]) + 1)
         dtype = torch.float64 if tl.float64 == P else torch.float32
         workspaces.coefficients(memory, coefficients.address, segments, dtype)
-        add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD)
+        add_arrays(memory, segments, [_BYTES[ty] for ty in (P, G, M)], AMSGRAD, MASTER)
+        if DRAWS_PARAM or DRAWS_EXP_AVG_SQ:
+            workspaces.draws(memory, draws.address, len(segments))
         if TRACKS:
             workspaces.table(memory, "sums", sums.address, np.dtype("f8"), programs, True)
 
@@ -162,10 +169,13 @@ class Driver:
         workspaces.table(memory, "coefficients", coefficients.address, narrow, programs, True)
         memory.over_host("clip", clip.address, CLIP.itemsize, False)
 
-    def _prologue_kernel(self, memory, programs, segments, device_options, coefficients, S):
+    def _prologue_kernel(
+        self, memory, programs, segments, device_options, coefficients, draws, S, DRAWS
+    ):
         allow = self._backend.workspaces.allow_prologue
         at = (pointer.address for pointer in (segments, device_options, coefficients))
-        allow(memory, programs, *at, coefficients.dtype, _BYTES[S])
+        drawn = draws.address if DRAWS else 0
+        allow(memory, programs, *at, drawn, coefficients.dtype, _BYTES[S])
 
 
 def pack(kernel, arguments):
@@ -215,12 +225,14 @@ class TritonPtx(PtxBackend):
         monkeypatch.setattr(torch.Tensor, "copy_", copy)
 
     def step_kernel(self, dtypes, amsgrad):
-        CompiledKernels(self.device, dtypes, amsgrad)
+        stored = Stored(*dtypes)
+        CompiledKernels(self.device, stored[:3], amsgrad, None, stored.master, stored.draws)
         return self.driver.loaded["step_kernel"]
 
-    def prologue_kernel(self, counter, dtype=torch.float32):
+    def prologue_kernel(self, counter, dtype=torch.float32, draws=False):
         """The prologue kernel for a counter, and coefficients of an arithmetic type."""
-        CompiledKernels(self.device, [dtype] * 3, False, counter)
+        drawn = ["exp_avg_sq"] * draws
+        CompiledKernels(self.device, [dtype] * 3, False, counter, None, drawn)
         return self.driver.loaded["prologue_kernel"]
 
     def run_step(self, memory, dtypes, amsgrad, segments, coefficients, grid, blocks, in_memory):
@@ -231,10 +243,11 @@ class TritonPtx(PtxBackend):
             memory.allocate(name, TABLES[name], rows, False)
         kernel = self.step_kernel(dtypes, amsgrad)
         at = TABLES["coefficients"]
-        given = TABLES["segments"], TABLES["index"], shift, at, at  # the last one is not used
+        given = TABLES["segments"], TABLES["index"], shift, at, at, at  # the last two are not used
         kernel.run(grid, pack(kernel, given), memory, blocks)
 
     def run_prologue(self, memory, count, counter, dtype, *tables):
         """Run a prologue over tables in memory, for coefficients of an arithmetic type."""
-        kernel = self.prologue_kernel(counter, dtype)
-        kernel.run(count, pack(kernel, tables), memory)
+        draws = len(tables) == 4
+        kernel = self.prologue_kernel(counter, dtype, draws)
+        kernel.run(count, pack(kernel, tables if draws else (*tables, 0)), memory)
