@@ -20,6 +20,12 @@ RESULTS = {
         lambda b: np.where(b < 64, b + 1, b),
         {},
     ),
+    "packed-with-a-part-that-nothing-writes": (
+        "cvt.u16.u32 %h1, %r1; mov.b32 %r4, {%h1, %h8}; mov.b32 {%h2, _}, %r4; "
+        "cvt.u32.u16 %r3, %h2; st.global.u32 [%rd7], %r3;",
+        lambda b: b,
+        {},
+    ),
     "written-by-all-with-one-value": (
         "mov.u32 %r3, 7; st.shared.u32 [smem], %r3; bar.sync 0; ld.shared.u32 %r4, [smem]; "
         "st.global.u32 [%rd7], %r4;",
@@ -33,6 +39,17 @@ FAULTS = {
     "computed-from-an-unwritten-register": (
         "read before it is written",
         "add.s32 %r4, %r9, %r1; xor.b32 %r4, %r4, %r4; st.global.u32 [%rd7], %r4;",
+        {},
+    ),
+    "stored-with-a-part-that-nothing-writes": (
+        "read before it is written",
+        "cvt.u16.u32 %h1, %r1; mov.b32 %r4, {%h1, %h8}; st.global.u32 [%rd7], %r4;",
+        {},
+    ),
+    "the-part-that-nothing-writes": (
+        "read before it is written",
+        "cvt.u16.u32 %h1, %r1; mov.b32 %r4, {%h1, %h8}; mov.b32 {_, %h2}, %r4; "
+        "cvt.u32.u16 %r3, %h2; st.global.u32 [%rd7], %r3;",
         {},
     ),
     "branch-by-an-unwritten-register": (

@@ -19,23 +19,23 @@ def over_all(size):
     return init_device_mesh("cpu", (size,))
 
 
-def hybrid(size, dtype):
+def hybrid(size, dtype=torch.float32):
     mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
     return shard(new_model().to(dtype), mesh)
 
 
-def on_two_dimensions(size, dtype):
+def on_two_dimensions(size, dtype=torch.float32):
     mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("data", "tensor"))
     return shard(parallelize(new_model().to(dtype), mesh["tensor"]), mesh["data"])
 
 
 LAYOUTS = {
-    "plain": lambda size, dtype: new_model().to(dtype),
-    "FSDP2": lambda size, dtype: shard(new_model().to(dtype), over_all(size)),
+    "plain": lambda size, dtype=torch.float32: new_model().to(dtype),
+    "FSDP2": lambda size, dtype=torch.float32: shard(new_model().to(dtype), over_all(size)),
     "HSDP": hybrid,
     "FSDP2 and TP": on_two_dimensions,
-    "TP": lambda size, dtype: parallelize(new_model().to(dtype), over_all(size)),
-    "TP with sequences": lambda size, dtype: parallelize_sequences(
+    "TP": lambda size, dtype=torch.float32: parallelize(new_model().to(dtype), over_all(size)),
+    "TP with sequences": lambda size, dtype=torch.float32: parallelize_sequences(
         new_model().to(dtype), over_all(size)
     ),
 }

@@ -144,6 +144,7 @@ for _t in ("pred", "b16", "b32", "b64"):
 _add("mov.pred", "pred", "pred", lambda a: a)
 _add("bfe.u32", "u32", "u32 u32 u32", extract_bits)
 _add("bfe.s32", "s32", "s32 u32 u32", extract_signed_bits)
+_add("bfe.u64", "u64", "u64 u32 u32", extract_bits)
 _add("prmt.b32", "b32", "b32 b32 b32", permute_bytes)
 
 _INTEGERS = [f"{sign}{bits}" for sign in "su" for bits in (16, 32, 64)]

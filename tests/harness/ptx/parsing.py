@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from .machine import BITS, PtxError
@@ -40,6 +41,26 @@ class Kernel:
 
     def declare(self, name, bits):
         self.registers[name] = Register(len(self.registers), bits)
+
+    @cached_property
+    def unwritten_parts(self):
+        """Registers that are packed from some that no instruction writes: the numbers of these.
+
+        Compilers leave out a part that is not used.
+        """
+        written, packs = set(), []
+        for instruction in self.instructions:
+            if instruction.operands and not instruction.name.startswith("st."):
+                target, *sources = instruction.operands
+                written |= set(split(target[1:-1]) if target.startswith("{") else [target])
+                if instruction.name.startswith("mov.") and sources[0].startswith("{"):
+                    packs.append((target, split(sources[0][1:-1])))
+        found = {}
+        for target, parts in packs:
+            missing = {i for i, part in enumerate(parts) if part[0] == "%" and part not in written}
+            if missing and len(missing) < len(parts):
+                found.setdefault(target, set()).update(missing)
+        return found
 
 
 def split(text):
