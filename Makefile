@@ -62,7 +62,7 @@ oldest-triton: $(INSTALLED)
 	PYTHONPATH=build/triton $(WORKERS) $(PYTHON) -m pytest -q -m "" $(IN_PARALLEL) -k triton \
 	  tests/test_triton_build.py tests/test_triton_launches.py tests/test_triton_driver.py tests/test_ptx.py \
 	  tests/test_amp.py tests/test_graphs.py tests/test_backends_agree.py tests/test_grad_norm.py \
-	  tests/test_clipping.py tests/test_update_norm.py tests/test_ptx_norms.py
+	  tests/test_clipping.py tests/test_update_norm.py tests/test_ptx_norms.py tests/test_formats.py
 
 bench: $(INSTALLED)
 	$(PYTHON) -m bench
@@ -127,6 +127,7 @@ sanitize: $(INSTALLED)
 	  tests/test_torch_contract.py tests/test_changes_between_steps.py tests/test_lifetimes.py \
 	  tests/test_flat_gradients.py tests/test_concurrency.py tests/test_corruptions.py \
 	  tests/test_grad_norm.py tests/test_clipping.py tests/test_skipped_steps.py tests/test_update_norm.py \
+	  tests/test_formats.py tests/test_masters.py tests/test_random_bits.py tests/test_format_checkpoints.py \
 	  -k "not triton"
 
 # A source archive, a wheel that is built from it in isolation (with one CUDA architecture, to save time),

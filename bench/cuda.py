@@ -28,6 +28,7 @@ from .rivals import (
     FLAT,
     FOREACH,
     FUSED_ADAMW,
+    NARROW_MOMENTS,
     ONE_LAUNCH,
     OURS,
     REPLAYED,
@@ -35,6 +36,10 @@ from .rivals import (
     ROUGHLY,
     SCALED,
     SCALED_ADAMW,
+    SPLIT,
+    SPLIT_MOMENTS,
+    SPLIT_REPLAYED,
+    SPLIT_TRITON,
     TRITON,
     SharedRivals,
     bytes_per_element,
@@ -57,7 +62,7 @@ class Case(NamedTuple):
 
     Attributes:
         shapes: Returns the shapes, given the largest number of elements.
-        rivals: Names of the optimizers.
+        rivals: Names of the optimizers. The limit moves the bytes of the first one.
         dtype: Dtype of the parameters.
     """
 
@@ -93,6 +98,13 @@ CASES |= {
     )
     for name in (GPT2_XL, MANY)
 }
+FORMAT_CASES = {
+    f"{FLAT_1B}, bfloat16 moments": CASES[FLAT_1B]._replace(rivals=(OURS, NARROW_MOMENTS)),
+    f"{FLAT_1B}, split masters": CASES[FLAT_1B]._replace(
+        rivals=(SPLIT, SPLIT_MOMENTS, SPLIT_REPLAYED, SPLIT_TRITON, OURS), dtype=torch.bfloat16
+    ),
+}
+CASES |= FORMAT_CASES
 # Last, because compilation takes long.
 COMPILED_CASES = {
     f"{name}, compiled": CASES[name]._replace(rivals=(OURS, COMPILED))
@@ -111,12 +123,15 @@ TARGETS = [
     Target(f"{GPT2_XL}{CLIPPING}", CLIPPED, CLIP_ADAMW, 0.82),
     Target(f"{GPT2_XL}{CLIPPING}", SCALED, SCALED_ADAMW, 0.88),
     Target(f"{GPT2_XL}{CLIPPING}", CLIPPED, ONE_LAUNCH, 0.90),
+    Target(f"{FLAT_1B}, bfloat16 moments", NARROW_MOMENTS, OURS, 0.85),
+    Target(f"{FLAT_1B}, split masters", SPLIT, LIMIT, 0.95, is_share_of_bandwidth=True),
+    Target(f"{FLAT_1B}, split masters", SPLIT_REPLAYED, LIMIT, 0.95, is_share_of_bandwidth=True),
 ]
 
 CLOCKS: dict[str, Clock] = {"device": device_clock, "host": enqueue_clock}
 
 
-def _limits(rivals: SharedRivals, size: int, device: str) -> dict[str, Step]:
+def _limits(rivals: SharedRivals, first: str, size: int, device: str) -> dict[str, Step]:
     """The bandwidth limits, on the optimizers' tensors if these are four float32 arrays."""
     dtype = rivals.params[0].dtype
     if len(rivals.params) == 1 and dtype == torch.float32:
@@ -124,8 +139,7 @@ def _limits(rivals: SharedRivals, size: int, device: str) -> dict[str, Step]:
         assert param.grad is not None
         arrays = [t.detach().view(-1) for t in (param, param.grad, *rivals.moments(dtype)[0])]
     else:
-        # As many bytes as a step of FusedRAdam moves.
-        arrays = new_arrays(size * bytes_per_element(OURS, dtype) // 28, device)
+        arrays = new_arrays(int(size * bytes_per_element(first, dtype) // 28), device)
     found: dict[str, Step] = {COPY: partial(arrays[2].copy_, arrays[3])}
     try:
         found[LIMIT] = limit(arrays)
@@ -153,15 +167,15 @@ def time_case(
     size = elements(shapes)
     rivals = SharedRivals(shapes, device, case.dtype)
     names = [*case.rivals, *(["apex FusedAdam"] if find_spec("apex") else [])]
-    steps = rivals.steps(names) | _limits(rivals, size, device)
+    steps = rivals.steps(names) | _limits(rivals, names[0], size, device)
     rounds = 21 if size > 10**7 else 101
     passes = {
         clock: interleave(steps, rounds, f"{name}, {clock}", make) for clock, make in clocks.items()
     }
     moved: dict[str, float] = {step: bytes_per_element(step, case.dtype) for step in steps}
     if LIMIT in moved:
-        moved[LIMIT] = bytes_per_element(OURS, case.dtype)
-    moved[COPY] = bytes_per_element(OURS, case.dtype) * 2 / 7
+        moved[LIMIT] = bytes_per_element(names[0], case.dtype)
+    moved[COPY] = bytes_per_element(names[0], case.dtype) * 2 / 7
     return {
         "elements": size,
         "tensors": len(shapes),

@@ -4,9 +4,11 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,6 +74,16 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def where(record: Mapping[str, Any]) -> str:
+    """The machine of a record, in one sentence."""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}; "
+        f"Python {machine['python']}, {versions}; commit {machine['commit']}, {machine['date']}."
+    )
 
 
 def gpu() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Writes the recorded results into docs/performance.md."""
+"""Writes the recorded results into docs/performance.md and docs/storage-formats.md."""
 
 import json
 from collections.abc import Iterator
@@ -8,10 +8,12 @@ from typing import Any
 from radam_fused.benchmark.limit import BYTES
 from radam_fused.benchmark.timing import Timing, timings, verdict
 
+from . import formats_page
 from .bandwidth_limit import COPY, LIMIT
 from .cases import CASES, MANY
 from .charts import HEADLINE
 from .flat_buffers import FLAT, FLAT_GRADIENTS
+from .machine import where
 from .paper.page import markdown, put
 from .rivals import CLIPPED, FOREACH, FUSED_ADAMW, OURS, RADAM
 from .tables import (
@@ -27,16 +29,6 @@ Record = dict[str, Any]
 
 RECORDS = ("cpu", "epyc", "gpu", "sharded", "clipping")
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-
-
-def where(record: Record) -> str:
-    """The machine of a record, in one sentence."""
-    machine = record["machine"]
-    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
-    return (
-        f"{machine['processor']}, {machine['threads']} threads, {machine['instruction_set']}; "
-        f"Python {machine['python']}, {versions}; commit {machine['commit']}, {machine['date']}."
-    )
 
 
 def _results(record: Record) -> dict[str, Any]:
@@ -174,8 +166,10 @@ def sections(
     yield "targets of the other record", _targets(epyc)
 
 
-def write(folder: Path, page: Path = PAGE) -> None:
-    """Write the records of a folder into the page."""
+def write(folder: Path) -> None:
+    """Write the records of a folder into the pages."""
     records = {name: json.loads((folder / f"{name}.json").read_text()) for name in RECORDS}
     for name, text in sections(**records):
-        put(name, text, page)
+        put(name, text, PAGE)
+    for name, text in formats_page.sections(json.loads((folder / "formats.json").read_text())):
+        put(name, text, formats_page.PAGE)

@@ -15,6 +15,7 @@ from radam_fused.benchmark.timing import Step
 
 from . import variant
 from .cases import Shapes
+from .format_bytes import Format
 
 ADAMW = "FusedAdamW"
 FLAT = f"{OURS} flatten=True"
@@ -31,6 +32,19 @@ ONE_LAUNCH = f"norm in one launch, foreach scale, {FUSED_ADAMW}"
 SCALED = f"{OURS} fused=True max_grad_norm, GradScaler"
 SCALED_ADAMW = f"unscale_, clip_grad_norm_, {FUSED_ADAMW}, GradScaler"
 COMPILED = "torch.compile of RAdam"
+# The stored formats, by the options that ask for them.
+NARROW_MOMENTS = f"{OURS} moments=bfloat16"
+SPLIT = f"{OURS} master_weights=split"
+SPLIT_MOMENTS = f"{SPLIT} moments=bfloat16"
+SPLIT_REPLAYED = f"{SPLIT} in a CUDA graph"
+SPLIT_TRITON = f"{TRITON} master_weights=split"
+STORED: dict[str, dict[str, str]] = {
+    NARROW_MOMENTS: {"moments": "bfloat16"},
+    SPLIT: {"master_weights": "split"},
+    SPLIT_MOMENTS: {"master_weights": "split", "moments": "bfloat16"},
+    SPLIT_REPLAYED: {"master_weights": "split"},
+    SPLIT_TRITON: {"master_weights": "split"},
+}
 
 
 def parameters(shapes: Shapes) -> list[torch.nn.Parameter]:
@@ -117,7 +131,8 @@ class SharedRivals(SharedTensors):
         on_device = options.get("capturable") or options.get("fused")
         counter = self.device if on_device else "cpu"
         optimizer = FusedRAdam(self.params, backend=backend, **options)
-        return self.share(optimizer, torch.float32, counter)
+        moment = torch.bfloat16 if "moments" in options else torch.float32
+        return self.share(optimizer, moment, counter)
 
     def _flat(self) -> Step:
         # It moves its parameters, so it has its own.
@@ -126,8 +141,8 @@ class SharedRivals(SharedTensors):
             param.grad = shared.grad
         return FusedRAdam(params, backend="cuda", flatten=True).step
 
-    def _replayed(self, backend: str) -> Step:
-        step = self._ours(backend, capturable=True)
+    def _replayed(self, backend: str, **options: Any) -> Step:
+        step = self._ours(backend, capturable=True, **options)
         step()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -222,7 +237,11 @@ class SharedRivals(SharedTensors):
             ONE_LAUNCH: self._one_launch,
             SCALED: lambda: self._scaled(True),
             SCALED_ADAMW: lambda: self._scaled(False),
+            SPLIT_REPLAYED: lambda: self._replayed("cuda", **STORED[SPLIT_REPLAYED]),
+            SPLIT_TRITON: lambda: self._ours("triton", **STORED[SPLIT_TRITON]),
         }
+        for stored in (NARROW_MOMENTS, SPLIT, SPLIT_MOMENTS):
+            makers[stored] = partial(self._ours, "cuda", **STORED[stored])
         return makers[name]()
 
     def steps(self, names: Sequence[str]) -> dict[str, Step]:
@@ -230,8 +249,10 @@ class SharedRivals(SharedTensors):
         return available({name: partial(self.step, name) for name in names})
 
 
-def bytes_per_element(name: str, dtype: torch.dtype) -> int:
+def bytes_per_element(name: str, dtype: torch.dtype) -> float:
     """Bytes that a step must move per element: parameter and moments twice, the gradient once."""
+    if name in STORED:
+        return Format(dtype, STORED[name]).bytes().moved()
     ours = name.startswith((OURS, ADAMW))
     moment = torch.float32.itemsize if ours else dtype.itemsize
     # A norm reads the gradients once more; to scale them reads and writes them.

@@ -93,6 +93,8 @@ class Clipping:
     def update_norm(self) -> Tensor | None:
         """The 2-norm of the differences that the last step made to the stored parameters.
 
+        With ``master_weights``, of the differences to the float32 values.
+
         0 if it was skipped; None without ``track_update_norm``. A tensor like `grad_norm`. A spike
         of it precedes a spike of the loss.
         """

@@ -63,8 +63,8 @@ SETTINGS = (
     Setting(
         "track_update_norm",
         False,
-        "Take the 2-norm of the differences that a step makes to the stored parameters, in the "
-        "step itself: ``update_norm``.",
+        "Take the 2-norm of the differences that a step makes to the stored parameters, or to "
+        "their masters, in the step itself: ``update_norm``.",
         flag("track_update_norm"),
         is_fixed=True,
     ),

@@ -37,4 +37,6 @@ class Transformer(nn.Module):
         h = self.bytes(x) + self.places(torch.arange(x.shape[1]))
         for block in self.blocks:
             h = block(h)
-        return functional.cross_entropy(self.head(self.last(h)).flatten(0, 1), target.flatten())
+        # The mean of a bfloat16 loss would have three digits.
+        logits = self.head(self.last(h)).float()
+        return functional.cross_entropy(logits.flatten(0, 1), target.flatten())
