@@ -10,9 +10,12 @@ template <typename P, typename G, bool draws>
 constexpr int resident() {
   if (sizeof(P) == 8) return RADAM_RESIDENT / 2;
   constexpr bool has_copy = std::is_same_v<P, MasteredBFloat16> || std::is_same_v<P, MasteredHalf>;
-  constexpr bool needs_more = has_copy || std::is_same_v<P, SplitBFloat16> || draws;
-  if (sizeof(G) == 8) return needs_more ? RADAM_RESIDENT * 2 / 3 : RADAM_RESIDENT * 5 / 6;
-  return has_copy || draws ? RADAM_RESIDENT * 5 / 6 : RADAM_RESIDENT;
+  if (draws) return RADAM_RESIDENT * 2 / 3;
+  if (sizeof(G) == 8) {
+    const bool has_master = has_copy || std::is_same_v<P, SplitBFloat16>;
+    return has_master ? RADAM_RESIDENT * 2 / 3 : RADAM_RESIDENT * 5 / 6;
+  }
+  return has_copy ? RADAM_RESIDENT * 5 / 6 : RADAM_RESIDENT;
 }
 
 template <typename P, typename G, bool draws>
