@@ -7,6 +7,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import FusedOptimizer
 from .docstrings import documents
+from .init_group import collect
 from .option_sets import ADAM, ADAMW
 
 __all__ = ["FusedAdam", "FusedAdamW"]
@@ -97,7 +98,7 @@ class FusedAdam(FusedOptimizer):
         """As in torch.optim.Adam: completes states, and appends to each list."""
         lists = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs, "step": state_steps}
         lists["max_exp_avg_sq"] = max_exp_avg_sqs
-        return self._collect(group, params_with_grad, grads, **lists)
+        return collect(self, group, params_with_grad, grads, **lists)
 
 
 @documents()

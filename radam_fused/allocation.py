@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from .conversions import convert_moments, take_master
+from .conversions import convert_moments, drop_masters, take_master
 from .dtensors import are_placed_alike, is_dtensor, local, placed_like, redistribute
 from .extension import _C
 from .formats import Format, format_of
@@ -87,6 +87,8 @@ def complete_states(new: Sequence[New]) -> None:
         if field.role is Role.MASTER:
             for member, _ in wanted:
                 take_master(member.param, member.state, field.name)
+    for member in new:
+        drop_masters(member.state, member.format.names)
 
 
 def _is_small(param: Tensor) -> bool:

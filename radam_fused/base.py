@@ -18,7 +18,13 @@ from .faults import check_params
 from .flat import FlatGroup, movable
 from .formats import check_parameters
 from .groups import name_of, params_of
-from .loading import check_state_dict, complete_options, restore_loaded, warn_of_differences
+from .loading import (
+    check_state_dict,
+    complete_options,
+    restore_loaded,
+    warn_of_differences,
+    with_new_names,
+)
 from .locks import lock
 from .masters import Masters
 from .norms import Norms
@@ -119,6 +125,7 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
         """
         count = len(self.param_groups)
         if isinstance(param_group, dict):
+            param_group = with_new_names(param_group)
             check_params(param_group, f"parameter group {count}")
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -185,6 +192,7 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
         previous = self.__dict__.get("param_groups", [])
         flat_gradients = state.pop("flat_gradients", None)
         super().__setstate__(state)
+        self.defaults = with_new_names(self.defaults)
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("flatten", False)
         self.__dict__.setdefault("flat_buffers", [])
@@ -219,8 +227,8 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state_dict of this optimizer or of its counterpart in torch.optim.
 
-        The moments of bfloat16 and float16 parameters keep the dtype that they were saved in; other
-        moments are cast to the dtype of their parameter, as in torch. Options that the counterpart
+        Moments get the dtype that ``moments`` asks for, and masters keep theirs. A conversion that
+        would round to 16 bits is an error. Options that the counterpart
         in torch.optim lacks keep their values if the state_dict lacks them. ``capturable`` and
         ``fused`` keep the values of the constructor, and step counters are loaded where these put
         them. All other options are those of the state_dict, as in torch.
@@ -255,7 +263,7 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
         try:
             super().load_state_dict(state_dict)
             if self._loading is not None:
-                saved = self._loading["param_groups"]
+                saved = [with_new_names(group) for group in self._loading["param_groups"]]
                 warn_of_differences(before, saved, self.param_groups, self._options)
         except BaseException:
             self.__dict__.update(unchanged)
@@ -363,37 +371,3 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
             RuntimeError: The named backend cannot update a parameter.
         """
         return self._plan.backends(self.param_groups, self.state)
-
-    def _collect(
-        self,
-        group: dict[str, Any],
-        params_with_grad: list[Tensor],
-        grads: list[Tensor],
-        **lists: list[Tensor],
-    ) -> bool:
-        """Complete the states of a group, and append its tensors to lists, as torch's _init_group.
-
-        Args:
-            group: A parameter group.
-            params_with_grad: Receives the parameters that have a gradient.
-            grads: Receives their gradients.
-            **lists: Receive the tensors of their states, by key.
-
-        Returns:
-            Whether a parameter is complex.
-        """
-        found = []
-        for param in params_of(group):
-            if param.grad is not None:
-                if param.grad.is_sparse:
-                    raise RuntimeError(f"{self._options.name} does not support sparse gradients")
-                state = self.state.setdefault(param, {})
-                found.append(new(param, state, group, self._options))
-        complete_states(found)
-        for it in found:
-            params_with_grad.append(it.param)
-            grads.append(it.param.grad)  # type: ignore[arg-type]
-            for key in it.format.names:
-                if key in lists:
-                    lists[key].append(it.state[key])
-        return any(it.param.is_complex() for it in found)

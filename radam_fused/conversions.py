@@ -1,5 +1,8 @@
 """Conversions of a state between stored formats, and the float32 values of 16-bit parameters."""
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -8,11 +11,65 @@ from .rounding import join, master_of, split
 from .state import MASTERS, MOMENTS, State, is_narrow
 
 
+class Before(NamedTuple):
+    """A parameter and its state before they are converted.
+
+    Attributes:
+        param: The parameter.
+        state: Its state.
+        tensors: The tensors of the state.
+        is_new: Whether the optimizer has no state of the parameter yet.
+        value: A copy of the local parameter, if a conversion of its master can change it.
+    """
+
+    param: Tensor
+    state: State
+    tensors: State
+    is_new: bool
+    value: Tensor | None
+
+    @classmethod
+    def of(cls, param: Tensor, state: State, names: Collection[str], is_new: bool) -> "Before":
+        """A parameter whose state is to have some tensors."""
+        wanted, found = set(MASTERS) & set(names), set(MASTERS) & set(state)
+        value = local(param).detach().clone() if wanted - found and found else None
+        return cls(param, state, dict(state), is_new, value)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo every conversion."""
+        self.state.clear()
+        self.state.update(self.tensors)
+        if self.value is not None:
+            local(self.param).detach().copy_(self.value)
+
+
 def convert_moments(state: State, dtype: torch.dtype) -> None:
-    """Give the moments of a state a dtype."""
+    """Give the moments of a state a dtype.
+
+    Raises:
+        ValueError: They would be rounded to 16 bits.
+    """
     for key in MOMENTS:
         if key in state and state[key].dtype != dtype:
+            if dtype.itemsize == 2:
+                raise ValueError(
+                    f"{key} is {state[key].dtype}, expected {dtype}: a conversion would round"
+                )
             state[key] = state[key].to(dtype)
+
+
+def drop_masters(state: State, names: Collection[str]) -> None:
+    """Remove the masters that a format does not have."""
+    for key in MASTERS:
+        if key not in names:
+            state.pop(key, None)
+
+
+def masters_of(state: State, names: Collection[str]) -> State:
+    """The masters in a state that count in a format: all if it has one, which follows from them."""
+    counts = any(key in names for key in MASTERS)
+    return {key: state[key] for key in MASTERS if counts and key in state}
 
 
 def value_of(param: Tensor, state: State) -> Tensor:

@@ -52,7 +52,7 @@ def elements_of(param: Tensor, place: Place, name: str, groups: Groups) -> Eleme
     else:
         parameter = int.from_bytes(blake2b(given.encode(), digest_size=8).digest(), "little")
     count = max(1, local(param).numel())
-    if not is_dtensor(param) or local(param).numel() == 0:
+    if not is_dtensor(param):
         return Elements(parameter, 0, count, count)
     found = _places(param)
     if found is None:
@@ -66,10 +66,12 @@ def elements_of(param: Tensor, place: Place, name: str, groups: Groups) -> Eleme
 def _places(param: Any) -> tuple[int, int, int] | None:
     """Offset, run and stride of a shard in the memory order of the full tensor; None if others."""
     shard = shard_of(param)
-    if shard is None:
-        return None
     part, full = local(param), list(param.shape)
     order = sorted(range(param.ndim), key=lambda dim: (param.stride()[dim], -dim))
+    if shard is None or not _is_regular(param, order):
+        return None
+    if part.numel() == 0:
+        return 0, 1, 1
     strides = [part.stride()[dim] for dim in order if part.shape[dim] > 1]
     if strides != sorted(strides):
         return None
@@ -88,6 +90,12 @@ def _places(param: Any) -> tuple[int, int, int] | None:
             merged[-1] = inner * size, inner_stride
         else:
             merged.append((size, stride))
-    if len(merged) > 2:
-        return None
     return offset, merged[0][0], merged[-1][1] if len(merged) == 2 else merged[0][0]
+
+
+def _is_regular(param: Any, order: list[int]) -> bool:
+    """Whether at most one dimension is cut beside the outermost one: the same on every process."""
+    sizes = zip(param.placements, param.device_mesh.shape, strict=True)
+    cut = {placement.dim for placement, size in sizes if placement.is_shard() and size > 1}
+    outer_first = [dim for dim in reversed(order) if param.shape[dim] > 1]
+    return len([dim for dim in outer_first[1:] if dim in cut]) <= 1

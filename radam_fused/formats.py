@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .elements import elements_of
 from .groups import Groups, name_of, params_of
 from .option_sets import OptionSet
 from .options import Group
-from .state import STATE, Role, State, arithmetic_dtype, is_narrow
+from .state import STATE, Role, State, arithmetic_dtype, can_step, is_narrow
 
 
 class Format(NamedTuple):
@@ -74,7 +75,7 @@ def check_format(param: Tensor, name: str, group: Group, options: OptionSet) -> 
 def check_parameters(groups: Groups, index: int, options: OptionSet) -> None:
     """Check that the parameters of a group can be stored as its options ask for.
 
-    Frozen parameters are not looked at.
+    Frozen and uninitialized parameters are not looked at.
 
     Raises:
         ValueError: The dtype or the placements of a parameter are not supported.
@@ -83,7 +84,7 @@ def check_parameters(groups: Groups, index: int, options: OptionSet) -> None:
     if not (options.get(group, "master_weights") or draws_any(group, options)):
         return
     for i, param in enumerate(params_of(group)):
-        if param.requires_grad:
+        if param.requires_grad and not is_lazy(param) and can_step(param):
             name = name_of(groups, (index, i))
             check_format(param, name, group, options)
             if format_of(param, group, options).draws:

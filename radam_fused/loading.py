@@ -135,6 +135,14 @@ def _check_value(param: Tensor, saved: Any, name: str) -> None:
         raise ValueError(f"{name} is on meta, expected a tensor with values")
 
 
+def with_new_names(group: Group) -> dict[str, Any]:
+    """A copy of a group whose options have the names of this version."""
+    result = dict(group)
+    if result.pop("moments_in_param_dtype", False):  # of version 0.1
+        result["moments"] = "param"
+    return result
+
+
 def complete_options(
     group: dict[str, Any], before: Group, options: OptionSet, loaded: bool
 ) -> None:
@@ -148,8 +156,9 @@ def complete_options(
         loaded: Whether the group is from a state_dict: the place of its step counters is then that
             of the group that it replaces.
     """
-    if group.pop("moments_in_param_dtype", False):  # of version 0.1
-        group["moments"] = "param"
+    renamed = with_new_names(group)
+    group.clear()
+    group.update(renamed)
     for name in options.of_torch:
         group.setdefault(name, options.defaults[name])
     for name in options.ours:

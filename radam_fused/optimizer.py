@@ -11,6 +11,7 @@ from .base import FusedOptimizer
 from .docstrings import documents
 from .faults import find_fault
 from .groups import name_of, params_of
+from .init_group import collect
 from .option_sets import RADAM
 from .state import check_count, check_step
 
@@ -151,7 +152,7 @@ class FusedRAdam(FusedOptimizer):
     ) -> bool:
         """As in torch.optim.RAdam: completes states, and appends to each list."""
         lists = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs, "step": state_steps}
-        return self._collect(group, params_with_grad, grads, **lists)
+        return collect(self, group, params_with_grad, grads, **lists)
 
     def rectification(self) -> list[Rectification]:
         """The rectification of each group's last step, for loggers. Reads each device once.

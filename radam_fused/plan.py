@@ -17,6 +17,7 @@ from .backends import (
     Step,
 )
 from .caller import warn_user
+from .conversions import Before
 from .dtensors import check_not_flat, local
 from .elements import Elements, elements_of
 from .extension import _C
@@ -92,7 +93,7 @@ class Plan:
         self._waiting: Any = None  # parameters in no launch yet; None: nothing is planned
         self._numbers: Any = None  # the options of the groups, as numbers
         self._planned: list[tuple[Any, ...]] = []  # of each group, the options of the plan
-        self._added: list[tuple[Tensor, State, set[str], bool]] = []  # to states, in this step
+        self._before: list[Before] = []  # the states that this step completes, as they were
 
     def graph_launches(self) -> list[Launch]:
         """The launches whose memory captured graphs use."""
@@ -115,9 +116,8 @@ class Plan:
             found_inf: Nonzero if a gradient overflowed; the step is then skipped.
             settings: What the step does with the norm of the gradients; None: it takes no norm.
         """
-        must_join = (
-            settings is not None and settings.of_gradients
-        )  # the processes that take the norm together
+        # The processes that take the norm together.
+        must_join = settings is not None and settings.of_gradients
         try:
             self._read(groups, states, is_separate=settings is not None)
             step = Step(groups, self._options, self._numbers, grad_scale, found_inf)
@@ -133,14 +133,13 @@ class Plan:
             if must_join and settings is not None and isinstance(error, Exception):
                 with suppress(Exception):  # the first error counts
                     self._spread_of(groups, settings).fail()
-            self._remove_added(states)
-            self._added = []
+            self._restore(states)
             if isinstance(error, Exception):
                 fault = find_fault(groups, states, self._options)
                 if fault is not None:
                     raise fault from None
             raise
-        self._added = []
+        self._before = []
         self.launches.run()
         if settings is not None and settings.of_update:
             spread = self._spread_of(groups, settings)
@@ -148,12 +147,13 @@ class Plan:
         if self._numbers is not None:
             self._numbers.release()
 
-    def _remove_added(self, states: States) -> None:
-        for param, state, names, is_new in self._added:
-            for name in names:
-                del state[name]
-            if is_new and states.get(param) is state:
-                del states[param]
+    def _restore(self, states: States) -> None:
+        """Undo what the step has done to states, and to parameters that got other masters."""
+        for before in self._before:
+            before.restore()
+            if before.is_new and states.get(before.param) is before.state:
+                del states[before.param]
+        self._before = []
 
     def _spread_of(self, groups: Groups, settings: NormSettings) -> Spread:
         """How the parameters are spread over processes."""
@@ -228,11 +228,11 @@ class Plan:
                 "cannot capture this step: it allocates state. Run one step after any change, then "
                 "capture"
             )
-        before = [set(it.new.state) for it in found]
+        self._before += [
+            Before.of(it.param, it.new.state, it.new.format.names, states.get(it.param) is None)
+            for it in found
+        ]
         complete_states([it.new for it in found])
-        for it, names in zip(found, before, strict=True):
-            is_new = states.get(it.param) is None
-            self._added.append((it.param, it.new.state, set(it.new.state) - names, is_new))
         move_counters(
             (it.new.state, it.counter_device(), it.new.counter_dtype)
             for it in found

@@ -157,9 +157,14 @@ def test_an_old_checkpoint_loads():
     del saved["param_groups"][0]["moments"]
     saved["param_groups"][0]["moments_in_param_dtype"] = True
     loaded = FusedRAdam(copies([p]))
-    loaded.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="moments=None, the state_dict has 'param'"):
+        loaded.load_state_dict(saved)
     assert loaded.param_groups[0]["moments"] == "param"
     assert "moments_in_param_dtype" not in loaded.param_groups[0]
+    again = FusedRAdam(copies([p]), moments="param")
+    again.load_state_dict(saved)  # without a warning: nothing differs
+    group = {"params": copies([p]), "moments_in_param_dtype": True}
+    assert FusedRAdam([group]).param_groups[0]["moments"] == "param"
     [q] = loaded.param_groups[0]["params"]
     assert loaded.state[q]["exp_avg"].dtype == torch.bfloat16
     train(loaded, gradients([q], 1))

@@ -102,6 +102,19 @@ def test_other_placements_raise_at_construction(meshes):
         FusedRAdam([("w", alone)], moments="bfloat16")
 
 
+@pytest.mark.parametrize("placements", [[Shard(1), Shard(2)], [Shard(2), Shard(1)]])
+def test_every_process_refuses_the_same_placements(placements, rank):
+    """Also one whose part has a single element in a dimension, or none at all."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    for shape in ((2, 3, 4), (2, 1, 4), (2, 2, 1)):
+        param, _ = dtensor(in_memory_order(shape, None), mesh, placements)
+        if 1 in shape:
+            elements_of(param, (0, 0), "p", [{"params": [param]}])
+            continue
+        with pytest.raises(ValueError, match="cannot number the elements"):
+            elements_of(param, (0, 0), "p", [{"params": [param]}])
+
+
 def test_elements_beyond_32_bits_are_numbered():
     """Runs that are longer than a block, and shorter, at places that 32 bits do not hold."""
     found = elements_of(torch.empty(5), (0, 0), "p", [{"params": [torch.empty(5)]}])

@@ -235,3 +235,87 @@ def test_flat_buffers_hold_masters(backend):
     plain = train(FusedRAdam(copies(params), **options), steps)
     flat = FusedRAdam(params, flatten=True, **options)
     assert_same_run(train(flat, steps), plain)
+
+
+def test_a_failed_step_restores_masters_and_parameters(backend):
+    """Half-way between two bfloat16 numbers, the two formats have different parameters."""
+    p = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    options = {"max_grad_norm": 1.0, "error_if_nonfinite": True, "backend": backend}
+    optimizer = FusedRAdam([p], master_weights="split", **options)
+    optimizer.reset_masters([torch.full((4,), 1.00390625)])
+    before, state = p.detach().clone(), dict(optimizer.state[p])
+    optimizer.param_groups[0]["master_weights"] = "float32"
+    p.grad = torch.full_like(p, torch.nan)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        optimizer.step()
+    assert_same_bits(p.detach(), before)
+    assert optimizer.state[p].keys() == state.keys()
+    assert all(optimizer.state[p][key] is value for key, value in state.items())
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["master_param"].tolist() == [1.00390625] * 4
+
+
+def test_masters_that_the_options_do_not_ask_for_are_dropped(backend):
+    p, optimizer = after_steps("split", backend)
+    optimizer.param_groups[0]["master_weights"] = None
+    [value] = optimizer.master_params()
+    assert_same_bits(value, p.detach().float())
+    train(optimizer, gradients([p], 1))
+    assert "param_remainder" not in optimizer.state[p]
+    optimizer.param_groups[0]["master_weights"] = "split"
+    before = p.detach().float()
+    assert_same_bits(step_of_zero(optimizer, p), before)
+
+
+def test_a_parameter_that_has_become_float32_is_its_own_master():
+    p, optimizer = after_steps("split", "cpu")
+    p.data = p.detach().float()
+    [value] = optimizer.master_params()
+    assert value.data_ptr() == p.data_ptr()
+    p.grad = None
+    train(optimizer, gradients([p], 1))
+    assert "param_remainder" not in optimizer.state[p]
+
+
+def test_frozen_and_lazy_parameters_get_no_masters():
+    [p, frozen] = parameters((3,), (4,), dtype=torch.bfloat16)
+    frozen.requires_grad_(False)
+    lazy = torch.nn.LazyLinear(3, dtype=torch.bfloat16)
+    number = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    params = [p, frozen, number, *lazy.parameters()]
+    for options in ({"master_weights": "split"}, {"moments": "bfloat16"}):
+        optimizer = FusedRAdam(params, **options)
+        optimizer.reset_masters()
+        assert set(optimizer.state) == ({p} if "master_weights" in options else set())
+        assert len(list(optimizer.master_params())) == len(params)
+
+
+def test_resetting_masters_rounds_no_moments():
+    p, optimizer = after_steps("split", "cpu")
+    optimizer.param_groups[0]["moments"] = "bfloat16"
+    before = {key: value.clone() for key, value in optimizer.state[p].items()}
+    with pytest.raises(ValueError, match="a conversion would round"):
+        optimizer.reset_masters()
+    for key, value in before.items():
+        assert_same_bits(optimizer.state[p][key], value, key)
+
+
+def test_a_fraction_of_a_step_count_draws_the_same_bits(backend):
+    """An average of states has one; each backend adds 1 in the dtype of the counter."""
+    options = {"moments": "bfloat16", "stochastic_rounding": True}
+    params = parameters((50,), dtype=torch.bfloat16)
+    [q] = copies(params)
+    runs = [
+        FusedRAdam(params, backend=backend, **options),
+        FusedRAdam([q], backend="cpu", **options),
+    ]
+    [grads] = gradients(params, 1)
+    for count in (1 / 3, 5 / 3, 2.0**24):
+        for run in runs:
+            train(run, [grads])
+            [own] = run.param_groups[0]["params"]
+            run.state[own]["step"].fill_(count)
+        for run in runs:
+            train(run, [grads])
+        assert_same_run(*runs)

@@ -310,9 +310,9 @@ class EagerLaunch:
         scale = 1.0 if step.host_scale is None else step.host_scale
         known: dict[tuple[int, float], Coefficients] = {}
         for place, *_, state in self._found:
-            count = float(state["step"])
-            check_count(count, name_of(step.groups, place))
-            key = place[0], count + 1
+            check_count(float(state["step"]), name_of(step.groups, place))
+            # The counter is incremented in its own dtype, as in torch.
+            key = place[0], float(state["step"] + 1)
             if key not in known:
                 arguments = step.options.coefficient_arguments(step.groups[place[0]])
                 known[key] = coefficients(
@@ -323,7 +323,7 @@ class EagerLaunch:
             if it is not None:
                 seed = step.options.get(step.groups[group], "seed")
                 own = parameter_key(seed, it.parameter)
-                self._random_keys.append(step_key(own, float(state["step"]) + 1))
+                self._random_keys.append(step_key(own, float(state["step"] + 1)))
 
     def run(self) -> None:
         """See Launch.run."""

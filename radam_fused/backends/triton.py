@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..extension import unavailable_reason
+from ..state import STATE, Role
 from ..tensors import has_own_memory
 from .interface import Kind, Reducer
 from .launches import TableLaunch, Workspace, as_current, current_stream
@@ -148,8 +149,10 @@ class TritonLaunch(TableLaunch):
 
 def _master(state: Sequence[str]) -> str | None:
     """The format of the masters, from the names of the state tensors."""
-    formats = {"param_remainder": "split", "master_param": "float32"}
-    return next((format for name, format in formats.items() if name in state), None)
+    found = (
+        field.values[0] for field in STATE if field.role is Role.MASTER and field.name in state
+    )
+    return next(found, None)
 
 
 def version() -> str | None:

@@ -47,6 +47,7 @@ ROWS = [
     {"plan"},
     {"clipping", "functional"},
     {"base"},
+    {"init_group"},
     {"optimizer", "adam"},
     {"", "benchmark", "benchmark.models", "benchmark.timing", "benchmark.limit"},
     {"report", "benchmark.rivals"},
