@@ -46,14 +46,15 @@ def test_what_the_driver_is_asked_to_launch(counter, library):
         "shared": 0,
         "stream": STREAM,
         "arguments": [
-            shown[n] for n in ("segments", "index", "index_shift", "coefficients", "coefficients")
-        ],  # the last one is not used
+            *(shown[n] for n in ("segments", "index", "index_shift", "coefficients")),
+            *(0, shown["coefficients"]),  # neither random bits nor sums
+        ],
     }
     prologue = {
         **step,
         "kernel": "prologue_kernel",
         "grid": [2, 1, 1],
         "block": [32, 1, 1],
-        "arguments": [*(shown[n] for n in ("segments", "given", "coefficients")), 0, 0],
+        "arguments": [*(shown[n] for n in ("segments", "given", "coefficients")), 0, 0, 0],
     }
     assert shown["launches"] == ([step] if counter == "host" else [prologue, step])

@@ -23,7 +23,7 @@ class Launch(ctypes.Structure):
         ("kernel", ctypes.c_char * 32),
         *((field, ctypes.c_uint) for field in FIELDS),
         ("stream", ctypes.c_uint64),
-        ("arguments", ctypes.c_uint64 * 5),
+        ("arguments", ctypes.c_uint64 * 6),
     ]
 
 

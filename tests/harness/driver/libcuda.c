@@ -11,7 +11,7 @@ typedef struct {
 typedef struct {
   char kernel[32];
   Config config;
-  uint64_t arguments[5];
+  uint64_t arguments[6];
 } Launch;
 
 Launch launches[64];
@@ -21,7 +21,7 @@ int cuLaunchKernelEx(const Config* config, void* function, void** arguments, voi
   Launch* launch = &launches[num_launches++ % 64];
   strncpy(launch->kernel, function, sizeof launch->kernel - 1);
   launch->config = *config;
-  const int count = strcmp(function, "step_kernel") == 0 ? 5 : 3;  // without Triton's own
+  const int count = strcmp(function, "step_kernel") == 0 ? 6 : 4;  // without Triton's own
   for (int i = 0; i < count; ++i) memcpy(&launch->arguments[i], arguments[i], 8);
   return extra != NULL;
 }

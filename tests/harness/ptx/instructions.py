@@ -61,23 +61,6 @@ def _shuffle(kernel, destination, operand, lanes):
 
 def reader(kernel, operand, ty):
     """The operand's value in the threads, of the NumPy type of `ty`."""
-    if operand in kernel.unwritten_parts:
-        return _unknown(operand, _whole_reader(kernel, operand, ty))
-    return _whole_reader(kernel, operand, ty)
-
-
-def _unknown(operand, read):
-    """A reader whose values are unknown."""
-
-    def step(threads, which):
-        values = read(threads, which)
-        threads.forget(operand, which)
-        return values
-
-    return step
-
-
-def _whole_reader(kernel, operand, ty):
     dtype, bits = DTYPES[ty], BITS[ty]
     if operand in kernel.registers:
         slot, width = _register(kernel, operand, bits)
@@ -143,8 +126,16 @@ def _pack(kernel, ty, destination, operand):
     width = BITS[ty] // len(parts)
     write = writer(kernel, destination, f"b{BITS[ty]}")
     missing = kernel.unwritten_parts.get(destination, ())
-    own = ["0" if i in missing else part for i, part in enumerate(parts)]
-    reads = [reader(kernel, part, f"b{width}") for part in own]
+    noise = np.random.default_rng()
+
+    def unwritten(threads, which):
+        """Other bits in each thread and run: a result that depends on them is wrong."""
+        return noise.integers(0, 1 << width, threads.count(which), UNSIGNED[width])
+
+    reads = [
+        unwritten if i in missing else reader(kernel, part, f"b{width}")
+        for i, part in enumerate(parts)
+    ]
     dtype = UNSIGNED[BITS[ty]]
 
     def step(threads, which):
@@ -157,20 +148,14 @@ def _pack(kernel, ty, destination, operand):
 def _unpack(kernel, ty, operand, source):
     parts = split(operand[1:-1])
     width = BITS[ty] // len(parts)
-    read = _whole_reader(kernel, source, f"b{BITS[ty]}")
-    missing = kernel.unwritten_parts.get(source, ())
+    read = reader(kernel, source, f"b{BITS[ty]}")
     writes = [writer(kernel, part, f"b{width}") for part in parts]
     dtype = UNSIGNED[width]
 
     def step(threads, which):
         value = read(threads, which)
-        known = threads.unknown
         for i, write in enumerate(writes):
-            threads.unknown = known
-            if i in missing:
-                threads.forget(source, which)
             write(threads, which, (value >> i * width).astype(dtype))
-        threads.unknown = known
 
     return step
 

@@ -63,10 +63,6 @@ class Threads:
             if isinstance(which, slice) or held[1].all():
                 held[1] = None
 
-    def forget(self, register, which):
-        """Make the operands of the instruction unknown, because of a register."""
-        self.unknown, self._culprit = np.ones(self.count(which), bool), register
-
     def check_known(self):
         """Raise if the instruction depends on a value that nothing has written."""
         if self.unknown is not None:
