@@ -76,14 +76,14 @@ RADAM_INLINE void store_stochastically(BFloat16& to, float x, std::uint32_t rand
 
 // A float32 number as the nearest bfloat16 number (of two, the larger in magnitude) and the
 // difference of their bits: 32 bits for 32 bits. A NaN becomes the canonical one.
-RADAM_INLINE void split(float x, BFloat16& to, std::int16_t& remainder) {
+RADAM_INLINE void store(BFloat16& to, std::int16_t& remainder, float x) {
   const std::uint32_t bits = x != x ? 0x7fc00000u : detail::float_bits(x);
   const std::uint32_t rounded = (bits + 0x8000u) >> 16;
   to.bits = static_cast<std::uint16_t>(rounded);
   remainder = static_cast<std::int16_t>(bits - (rounded << 16));
 }
 // The remainder of another number can be below a zero that the user has written: it is then 0.
-RADAM_INLINE float join(BFloat16 x, std::int16_t remainder) {
+RADAM_INLINE float load(BFloat16 x, std::int16_t remainder) {
   const std::int32_t sum = ((x.bits & 0x7fff) << 16) + remainder;
   const auto magnitude = static_cast<std::uint32_t>(sum > 0 ? sum : 0);
   return detail::float_from(magnitude | (static_cast<std::uint32_t>(x.bits & 0x8000u) << 16));
@@ -109,13 +109,18 @@ RADAM_INLINE void store(Half& to, float x) {
 #endif
 }
 
-// The float32 copy of a 16-bit number, or the number where it is not the copy, rounded: where the
-// user has written it.
+// A 16-bit number and its float32 copy. The value is the copy, or the number where it is not the
+// copy, rounded: where the user has written it.
 template <typename E>
-RADAM_INLINE float master_of(E x, float copy) {
+RADAM_INLINE float load(E x, float copy) {
   E rounded;
   store(rounded, copy);
   return rounded.bits == x.bits ? copy : load(x);
+}
+template <typename E>
+RADAM_INLINE void store(E& to, float& copy, float x) {
+  store(to, x);
+  copy = x;
 }
 
 }  // namespace radam

@@ -167,10 +167,9 @@ TensorTable::TensorTable(const std::vector<std::string>& state, std::int64_t chu
     if (found == end) throw std::invalid_argument("unknown tensor '" + name + "'");
     return found - kRoleNames;
   };
-  has_[role::param] = has_[role::grad] = true;
-  for (const std::string& name : state) has_[role_of(name, kFirstState)] = true;
+  work_.types.has[role::param] = work_.types.has[role::grad] = true;
+  for (const std::string& name : state) work_.types.has[role_of(name, kFirstState)] = true;
   for (const std::string& name : draws) work_.types.draws[role_of(name, 0)] = true;
-  std::copy(has_, has_ + kRoles, work_.types.has);
   work_.counts_on_device = counts_on_device;
 }
 
@@ -323,7 +322,7 @@ bool TensorTable::read(const py::list& groups, const py::object& states, bool is
       const Row& ahead = rows_[i + kAhead];
       const DTensors* const more = ahead.dtensor < 0 ? nullptr : &dtensors_[ahead.dtensor];
       for (int r = 0; r < kRoles; ++r) {
-        if (!has_[r]) continue;
+        if (!work_.types.has[r]) continue;
         const bool has_metadata = r < kFirstState;
         const bool is_beside = has_metadata && more == nullptr;
         prefetch(ahead.tensors[r], ahead.sizes[r], is_beside ? 5 : 3, is_beside ? 6 : 1);
@@ -400,7 +399,7 @@ bool TensorTable::read_row(Row& row, PyObject* param) {
   PyObject* const state = state_of(row, param);
   if (state == nullptr) return fail(row, role::step);
   for (int r = kFirstState; r < kRoles; ++r) {
-    if (!has_[r]) continue;
+    if (!work_.types.has[r]) continue;
     py::object item = item_of(state, torch_objects().roles[r]);
     if (!item) return fail(row, r);
     if (kRoleKinds[r] != RoleKind::counter) item = memory_of(row, r, std::move(item));
@@ -533,7 +532,7 @@ std::vector<TensorTable::WrittenRange> TensorTable::written_ranges() const {
   for (const Row& row : rows_) {
     if (row.numel == 0 || row.tensors[role::grad] == Py_None) continue;
     for (int r = 0; r < kRoles; ++r) {
-      if (!has_[r] || !is_written(r)) continue;
+      if (!work_.types.has[r] || !is_written(r)) continue;
       const bool is_elsewhere = r == role::param && row.is_copied;
       const auto first = is_elsewhere ? 0 : reinterpret_cast<std::uintptr_t>(row.at[r]);
       const std::int64_t numel = kRoleKinds[r] == RoleKind::counter ? 1 : row.numel;
@@ -574,8 +573,8 @@ int TensorTable::decide_types() {
   DType* const types = work_.types.of;
   for (int r = 0; r < kRoles; ++r) {
     const bool on_host = kRoleKinds[r] == RoleKind::counter && !work_.counts_on_device;
-    if (has_[r] && !on_host && !same(devices_[r], device_)) return r;
-    const std::optional<DType> dtype = real_dtype(dtypes_[has_[r] ? r : role::exp_avg]);
+    if (work_.types.has[r] && !on_host && !same(devices_[r], device_)) return r;
+    const std::optional<DType> dtype = real_dtype(dtypes_[work_.types.has[r] ? r : role::exp_avg]);
     if (!dtype) return r;
     types[r] = *dtype;
     const DType arithmetic = work_.types.arithmetic_is_float64() ? DType::float64 : DType::float32;
@@ -588,7 +587,7 @@ int TensorTable::decide_types() {
         break;
       case RoleKind::moment:
         // All in the arithmetic type, or all in that of a 16-bit parameter, or all in bfloat16.
-        if (has_[r] && is_complex(dtypes_[r]) != complex) return r;
+        if (work_.types.has[r] && is_complex(dtypes_[r]) != complex) return r;
         if (*dtype != arithmetic && *dtype != types[role::param] &&
             (*dtype != DType::bfloat16 || arithmetic != DType::float32)) {
           return r;
@@ -596,7 +595,7 @@ int TensorTable::decide_types() {
         if (*dtype != types[role::exp_avg]) return r;
         break;
       case RoleKind::master:
-        if (!has_[r]) break;
+        if (!work_.types.has[r]) break;
         if (r == role::master_param) {
           const bool is_narrow =
               types[role::param] == DType::bfloat16 || types[role::param] == DType::float16;
@@ -632,7 +631,7 @@ bool TensorTable::is_continued() const {
   const Segment& before = *(&last - 1);
   if (before.coefficients_index != last.coefficients_index) return false;
   for (int r = 0; r < kRoles; ++r) {
-    if (kRoleKinds[r] == RoleKind::counter || !has_[r]) continue;
+    if (kRoleKinds[r] == RoleKind::counter || !work_.types.has[r]) continue;
     if (before.at[r] == nullptr || last.at[r] == nullptr) return false;  // a misplaced gradient
     if (static_cast<char*>(before.at[r]) + before.numel * element_bytes(r) != last.at[r]) {
       return false;

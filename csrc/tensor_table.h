@@ -169,7 +169,6 @@ class TensorTable {
   void add_row(const StepCoefficients<double>& given);
 
   std::int64_t chunk_;
-  bool has_[kRoles] = {};
   std::vector<Row> rows_;
   std::vector<DTensors> dtensors_;
   std::vector<Elements> elements_;

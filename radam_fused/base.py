@@ -21,9 +21,9 @@ from .groups import name_of, params_of
 from .loading import (
     check_state_dict,
     complete_options,
+    rename_options,
     restore_loaded,
     warn_of_differences,
-    with_new_names,
 )
 from .locks import lock
 from .masters import Masters
@@ -125,7 +125,7 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
         """
         count = len(self.param_groups)
         if isinstance(param_group, dict):
-            param_group = with_new_names(param_group)
+            rename_options(param_group)
             check_params(param_group, f"parameter group {count}")
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -192,7 +192,7 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
         previous = self.__dict__.get("param_groups", [])
         flat_gradients = state.pop("flat_gradients", None)
         super().__setstate__(state)
-        self.defaults = with_new_names(self.defaults)
+        rename_options(self.defaults)
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("flatten", False)
         self.__dict__.setdefault("flat_buffers", [])
@@ -263,7 +263,7 @@ class FusedOptimizer(Clipping, Masters, Optimizer):
         try:
             super().load_state_dict(state_dict)
             if self._loading is not None:
-                saved = [with_new_names(group) for group in self._loading["param_groups"]]
+                saved = [rename_options(dict(g)) for g in self._loading["param_groups"]]
                 warn_of_differences(before, saved, self.param_groups, self._options)
         except BaseException:
             self.__dict__.update(unchanged)

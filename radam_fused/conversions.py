@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .dtensors import local
+from .groups import States
 from .rounding import join, master_of, split
 from .state import MASTERS, MOMENTS, State, is_narrow
 
@@ -36,12 +37,38 @@ class Before(NamedTuple):
         return cls(param, state, dict(state), is_new, value)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Undo every conversion."""
+    def restore(self, states: States) -> None:
+        """Undo every conversion, and remove a new state from those of the optimizer."""
+        if self.is_new and states.get(self.param) is self.state:
+            del states[self.param]
         self.state.clear()
         self.state.update(self.tensors)
         if self.value is not None:
             local(self.param).detach().copy_(self.value)
+
+
+def check_conversion(state: State, dtype: torch.dtype, of: str = "", where: str = "") -> None:
+    """Check that the moments of a state have a dtype, or can get it.
+
+    A conversion to 16 bits would round. Any other one is done.
+
+    Args:
+        state: The state.
+        dtype: The dtype.
+        of: Whose state it is, for the message.
+        where: Where the state is, for the message.
+
+    Raises:
+        ValueError: A moment would be rounded to 16 bits.
+    """
+    for key in MOMENTS if dtype.itemsize == 2 else ():
+        if key in state and state[key].dtype != dtype:
+            had, needs = (str(d).removeprefix("torch.") for d in (state[key].dtype, dtype))
+            raise ValueError(
+                f"{key}{of} is {had}{where}, expected {needs}: a conversion would round. Convert "
+                f"it with .to(torch.{needs}) if that is meant, or use an optimizer with the "
+                "moments of the state"
+            )
 
 
 def convert_moments(state: State, dtype: torch.dtype) -> None:
@@ -50,12 +77,9 @@ def convert_moments(state: State, dtype: torch.dtype) -> None:
     Raises:
         ValueError: They would be rounded to 16 bits.
     """
+    check_conversion(state, dtype)
     for key in MOMENTS:
         if key in state and state[key].dtype != dtype:
-            if dtype.itemsize == 2:
-                raise ValueError(
-                    f"{key} is {state[key].dtype}, expected {dtype}: a conversion would round"
-                )
             state[key] = state[key].to(dtype)
 
 

@@ -10,7 +10,7 @@ from .elements import elements_of
 from .groups import Groups, name_of, params_of
 from .option_sets import OptionSet
 from .options import Group
-from .state import STATE, Role, State, arithmetic_dtype, can_step, is_narrow
+from .state import STATE, Role, arithmetic_dtype, can_step, is_narrow
 
 
 class Format(NamedTuple):
@@ -81,7 +81,8 @@ def check_parameters(groups: Groups, index: int, options: OptionSet) -> None:
         ValueError: The dtype or the placements of a parameter are not supported.
     """
     group = groups[index]
-    if not (options.get(group, "master_weights") or draws_any(group, options)):
+    asked = "moments", "master_weights", "stochastic_rounding"
+    if not any(options.get(group, name) for name in asked):
         return
     for i, param in enumerate(params_of(group)):
         if param.requires_grad and not is_lazy(param) and can_step(param):
@@ -89,36 +90,3 @@ def check_parameters(groups: Groups, index: int, options: OptionSet) -> None:
             check_format(param, name, group, options)
             if format_of(param, group, options).draws:
                 elements_of(param, (index, i), name, groups)
-
-
-def draws_any(group: Group, options: OptionSet) -> bool:
-    """Whether the options of a group ask for stochastic rounding."""
-    stochastic = options.get(group, "stochastic_rounding")
-    return bool(stochastic) or options.get(group, "moments") == "bfloat16"
-
-
-def check_conversion(name: str, state: State, wanted: Format, where: str = "") -> None:
-    """Check that the moments of a state have the dtype that they are stored in, or can get it.
-
-    A conversion to 16 bits would round. Any other one is done.
-
-    Args:
-        name: Name of the parameter.
-        state: Its state.
-        wanted: How it is to be stored.
-        where: Where the state is, for the message.
-
-    Raises:
-        ValueError: A moment would be rounded to 16 bits.
-    """
-    for field in STATE:
-        moment = state.get(field.name)
-        if field.role is not Role.MOMENT or moment is None or moment.dtype == wanted.moments:
-            continue
-        if wanted.moments.itemsize == 2 and not wanted.moments.is_complex:
-            had, needs = (str(d).removeprefix("torch.") for d in (moment.dtype, wanted.moments))
-            raise ValueError(
-                f"{field.name} of {name} is {had}{where}, expected {needs}: a conversion would "
-                f"round. Convert it with .to(torch.{needs}) if that is meant, or use an optimizer "
-                "with the moments of the state"
-            )

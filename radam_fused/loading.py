@@ -10,7 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from .allocation import numbers_of
 from .caller import warn_user
-from .formats import check_conversion, format_of
+from .conversions import check_conversion
+from .formats import format_of
 from .groups import Groups, name_of, params_of
 from .option_sets import OptionSet
 from .options import Group
@@ -88,8 +89,8 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: Groups, options: Opt
             state, param_name = saved_states.get(saved_id, {}), name_of(groups, (index, i))
             _check_saved(param, state, param_name)
             if not is_lazy(param) and can_step(param):
-                wanted = format_of(param, final, options)
-                check_conversion(param_name, state, wanted, " in the state_dict")
+                wanted = format_of(param, final, options).moments
+                check_conversion(state, wanted, f" of {param_name}", " in the state_dict")
             if is_readable(state.get("step")):
                 counts.append((param_name, state["step"]))
     if counts:
@@ -135,12 +136,11 @@ def _check_value(param: Tensor, saved: Any, name: str) -> None:
         raise ValueError(f"{name} is on meta, expected a tensor with values")
 
 
-def with_new_names(group: Group) -> dict[str, Any]:
-    """A copy of a group whose options have the names of this version."""
-    result = dict(group)
-    if result.pop("moments_in_param_dtype", False):  # of version 0.1
-        result["moments"] = "param"
-    return result
+def rename_options(group: dict[str, Any]) -> dict[str, Any]:
+    """Give the options of a group, which is returned, the names of this version."""
+    if group.pop("moments_in_param_dtype", False):  # of version 0.1
+        group["moments"] = "param"
+    return group
 
 
 def complete_options(
@@ -156,9 +156,7 @@ def complete_options(
         loaded: Whether the group is from a state_dict: the place of its step counters is then that
             of the group that it replaces.
     """
-    renamed = with_new_names(group)
-    group.clear()
-    group.update(renamed)
+    rename_options(group)
     for name in options.of_torch:
         group.setdefault(name, options.defaults[name])
     for name in options.ours:

@@ -87,7 +87,7 @@ class Masters:
             complete_states(owners)
         except BaseException:
             for one in before:
-                one.restore()
+                one.restore(self.state)
             raise
         for it in owners:
             self.state[it.param] = it.state

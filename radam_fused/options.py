@@ -14,6 +14,7 @@ class Feeds(Enum):
 
     COEFFICIENTS = "the coefficients of the update"
     PLAN = "the launch of a parameter"
+    FORMAT = "the tensors of a parameter, and how they are stored"
     DRAWS = "the random bits of a step"
     NOTHING = "nothing"
 
@@ -156,7 +157,7 @@ OPTIONS = (
     _flag(
         "amsgrad",
         False,
-        _PLAN,
+        Feeds.FORMAT,
         "Divide by the root of the running maximum of the second moment (arXiv 1904.09237). The "
         "state holds it as ``max_exp_avg_sq``.",
     ),
@@ -210,7 +211,7 @@ OPTIONS = (
     Option(
         "moments",
         None,
-        _PLAN,
+        Feeds.FORMAT,
         "How moments are stored. None: in the dtype of the update, which is float32 for 16-bit "
         "parameters. ``'bfloat16'``: in 16 bits, for float32 and 16-bit parameters; ``exp_avg_sq`` "
         "is rounded stochastically. ``'param'``: in the parameter's dtype, to nearest, as torch "
@@ -220,7 +221,7 @@ OPTIONS = (
     Option(
         "master_weights",
         None,
-        _PLAN,
+        Feeds.FORMAT,
         "What the state keeps of the float32 values of 16-bit parameters, with which a step then "
         "works. ``'split'``: the 16 bits that bfloat16 leaves out, as ``param_remainder``. "
         "``'float32'``: a copy, as ``master_param``.",
@@ -229,7 +230,7 @@ OPTIONS = (
     _flag(
         "stochastic_rounding",
         False,
-        _PLAN,
+        Feeds.FORMAT,
         "Round bfloat16 parameters up or down at random, so that small updates are not lost.",
     ),
     Option(
@@ -245,16 +246,11 @@ OPTIONS = (
 
 COEFFICIENTS = tuple(option.name for option in OPTIONS if option.feeds is Feeds.COEFFICIENTS)
 NAMES = tuple(option.name for option in OPTIONS)
-PLAN = tuple(option.name for option in OPTIONS if option.feeds is Feeds.PLAN)
+PLAN = tuple(option.name for option in OPTIONS if option.feeds in (Feeds.PLAN, Feeds.FORMAT))
 
 # Options that change the results of a step.
-UPDATING = (
-    *COEFFICIENTS,
-    "amsgrad",
-    "moments",
-    "master_weights",
-    "stochastic_rounding",
-    "seed",
+UPDATING = tuple(
+    option.name for option in OPTIONS if option.feeds not in (Feeds.PLAN, Feeds.NOTHING)
 )
 
 # The options of the coefficients as a vector of float64, in the order of csrc/options.def.

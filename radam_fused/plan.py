@@ -17,13 +17,13 @@ from .backends import (
     Step,
 )
 from .caller import warn_user
-from .conversions import Before
+from .conversions import Before, check_conversion
 from .dtensors import check_not_flat, local
 from .elements import Elements, elements_of
 from .extension import _C
 from .faults import changed, find_fault
 from .flat import FlatBuffer, FlatGroup, Slot
-from .formats import check_conversion, check_format
+from .formats import check_format
 from .groups import Groups, Place, States, given_name, name_of, params_of, with_gradient
 from .norms import Norms, NormSettings
 from .option_sets import OptionSet
@@ -150,9 +150,7 @@ class Plan:
     def _restore(self, states: States) -> None:
         """Undo what the step has done to states, and to parameters that got other masters."""
         for before in self._before:
-            before.restore()
-            if before.is_new and states.get(before.param) is before.state:
-                del states[before.param]
+            before.restore(states)
         self._before = []
 
     def _spread_of(self, groups: Groups, settings: NormSettings) -> Spread:
@@ -293,7 +291,7 @@ class Plan:
                 slow.append((param, name, why))
             needs = new(param, state, group, self._options)
             check_format(param, name, group, self._options)
-            check_conversion(name, state, needs.format)
+            check_conversion(state, needs.format.moments, f" of {name}")
             draws = bool(needs.format.draws)
             elements = elements_of(param, place, name, groups) if draws else None
             on_device = backend.supports_capturable and self._counts_on_device(group, state)

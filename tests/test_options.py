@@ -292,3 +292,11 @@ def test_flags_can_be_numbers(value, backend):
     train(FusedRAdam([p], amsgrad=value, backend=backend), gradients([p], 7))
     train(FusedRAdam([q], amsgrad=bool(value), backend=backend), gradients([q], 7))
     assert_same_bits(p.detach(), q.detach())
+
+
+def test_a_group_is_the_dict_that_was_given():
+    """As in torch: libraries keep it to change its options."""
+    optimizer = FusedRAdam(parameters((3,)))
+    group = {"params": parameters((4,))}
+    optimizer.add_param_group(group)
+    assert optimizer.param_groups[1] is group

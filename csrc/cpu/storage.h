@@ -113,16 +113,11 @@ class Storage {
     if (draw_ != nullptr) draw_bits(bits_, *draw_, offset, numel);
     for (int r = 0; r < kRoles; ++r) {
       if (!is_updated(r) || r == role::grad || kRoleKinds[r] == RoleKind::master) continue;
-      if (r == role::param && types_.has[role::param_remainder]) {
-        split_param(offset, numel);
-        continue;
-      }
-      if (r == role::param && types_.has[role::master_param]) {
-        T* const copy = copies_[r];
-        auto* const master = static_cast<float*>(segment_.at[role::master_param]) + offset;
-        for (std::int64_t i = 0; i < numel; ++i) master[i] = static_cast<float>(copy[i]);
-      }
-      if (types_.draws[r]) {
+      if (r == role::param && has_master()) {
+        with_master([&](auto value, auto master, int beside) {
+          write_values<decltype(value), decltype(master)>(beside, offset, numel);
+        });
+      } else if (types_.draws[r]) {
         round_stochastically(r, offset, numel);
       } else if (types_.of[r] == DType::bfloat16) {
         convert_out<BFloat16>(segment_.at[r], copies_[r], offset, numel);
@@ -134,20 +129,12 @@ class Storage {
 
   // Any number of parameters, with their masters.
   void read_param(T* to, std::int64_t offset, std::int64_t numel) const {
-    const void* const param = segment_.at[role::param];
-    const DType stored = types_.of[role::param];
-    if (types_.has[role::param_remainder]) {
-      const auto* const high = static_cast<const BFloat16*>(param) + offset;
-      const auto* const low =
-          static_cast<const std::int16_t*>(segment_.at[role::param_remainder]) + offset;
-#pragma omp simd
-      for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<T>(join(high[i], low[i]));
-    } else if (!types_.has[role::master_param]) {
-      convert_in(to, param, stored, offset, numel);
-    } else if (stored == DType::bfloat16) {
-      read_masters(to, static_cast<const BFloat16*>(param), offset, numel);
+    if (has_master()) {
+      with_master([&](auto value, auto master, int beside) {
+        read_values<decltype(value), decltype(master)>(to, beside, offset, numel);
+      });
     } else {
-      read_masters(to, static_cast<const Half*>(param), offset, numel);
+      convert_in(to, segment_.at[role::param], types_.of[role::param], offset, numel);
     }
   }
 
@@ -156,20 +143,41 @@ class Storage {
     return kRoleKinds[r] != RoleKind::counter && segment_.at[r] != nullptr;
   }
 
-  template <typename E>
-  void read_masters(T* to, const E* param, std::int64_t offset, std::int64_t numel) const {
-    const auto* const copy = static_cast<const float*>(segment_.at[role::master_param]) + offset;
-    param += offset;
-#pragma omp simd
-    for (std::int64_t i = 0; i < numel; ++i) to[i] = static_cast<T>(master_of(param[i], copy[i]));
+  bool has_master() const {
+    return types_.has[role::param_remainder] || types_.has[role::master_param];
   }
 
-  void split_param(std::int64_t offset, std::int64_t numel) const {
-    auto* const high = static_cast<BFloat16*>(segment_.at[role::param]) + offset;
-    auto* const low = static_cast<std::int16_t*>(segment_.at[role::param_remainder]) + offset;
+  // Calls run(E, B, role of the masters) for parameters that are stored as E with masters as B.
+  template <typename Run>
+  void with_master(const Run& run) const {
+    if (types_.has[role::param_remainder]) {
+      run(BFloat16{}, std::int16_t{}, role::param_remainder);
+    } else if (types_.of[role::param] == DType::bfloat16) {
+      run(BFloat16{}, float{}, role::master_param);
+    } else {
+      run(Half{}, float{}, role::master_param);
+    }
+  }
+
+  template <typename E, typename B>
+  void read_values(T* to, int beside, std::int64_t offset, std::int64_t numel) const {
+    const auto* const values = static_cast<const E*>(segment_.at[role::param]) + offset;
+    const auto* const masters = static_cast<const B*>(segment_.at[beside]) + offset;
+#pragma omp simd
+    for (std::int64_t i = 0; i < numel; ++i) {
+      to[i] = static_cast<T>(radam::load(values[i], masters[i]));
+    }
+  }
+
+  template <typename E, typename B>
+  void write_values(int beside, std::int64_t offset, std::int64_t numel) const {
+    auto* const values = static_cast<E*>(segment_.at[role::param]) + offset;
+    auto* const masters = static_cast<B*>(segment_.at[beside]) + offset;
     const T* const from = copies_[role::param];
 #pragma omp simd
-    for (std::int64_t i = 0; i < numel; ++i) split(static_cast<float>(from[i]), high[i], low[i]);
+    for (std::int64_t i = 0; i < numel; ++i) {
+      radam::store(values[i], masters[i], static_cast<float>(from[i]));
+    }
   }
 
   void round_stochastically(int r, std::int64_t offset, std::int64_t numel) const {

@@ -158,6 +158,52 @@ class Stored<role, Absent> {
   };
 };
 
+// A value that is stored in a role as E, with a master in another role as B.
+template <int role, typename E, int beside, typename B>
+class WithMaster {
+ public:
+  using Element = E;
+  static constexpr int kNarrowest = std::min(sizeof(E), sizeof(B));
+  static constexpr int kWidest = std::max(sizeof(E), sizeof(B));
+
+  RADAM_INLINE WithMaster(const Segment& s, std::int64_t offset)
+      : array_(detail::array<E>(s, role, offset)), masters_(detail::array<B>(s, beside, offset)) {}
+
+  RADAM_INLINE std::uintptr_t address_bits() const {
+    return reinterpret_cast<std::uintptr_t>(array_) | reinterpret_cast<std::uintptr_t>(masters_);
+  }
+
+  template <int width>
+  class Pack {
+   public:
+    RADAM_INLINE void load(const WithMaster& from, int at) {
+      stored_.load(from.array_ + at);
+      masters_.load(from.masters_ + at);
+    }
+    RADAM_INLINE void store(const WithMaster& to, int at) const {
+      stored_.store(to.array_ + at);
+      masters_.store(to.masters_ + at);
+    }
+
+    template <typename T>
+    RADAM_INLINE T get(int i) const {
+      return radam::load(stored_.elements[i], masters_.elements[i]);
+    }
+    template <typename T>
+    RADAM_INLINE void set(int i, T value, Rounding) {
+      radam::store(stored_.elements[i], masters_.elements[i], value);
+    }
+
+   private:
+    detail::Elements<E, width> stored_;
+    detail::Elements<B, width> masters_;
+  };
+
+ private:
+  E* array_;
+  B* masters_;
+};
+
 // The formats of a parameter with a master: bfloat16 and the other 16 bits of float32; and a 16-bit
 // number and a float32 copy.
 struct SplitBFloat16 {};
@@ -165,105 +211,18 @@ struct MasteredBFloat16 {};
 struct MasteredHalf {};
 
 template <int role>
-class Stored<role, SplitBFloat16> {
- public:
-  using Element = BFloat16;
-  static constexpr int kNarrowest = 2;
-  static constexpr int kWidest = 2;
-
-  RADAM_INLINE Stored(const Segment& s, std::int64_t offset)
-      : high_(detail::array<BFloat16>(s, role, offset)),
-        low_(detail::array<std::int16_t>(s, role::param_remainder, offset)) {}
-
-  RADAM_INLINE std::uintptr_t address_bits() const {
-    return reinterpret_cast<std::uintptr_t>(high_) | reinterpret_cast<std::uintptr_t>(low_);
-  }
-
-  template <int width>
-  class Pack {
-   public:
-    RADAM_INLINE void load(const Stored& from, int at) {
-      high_.load(from.high_ + at);
-      low_.load(from.low_ + at);
-    }
-    RADAM_INLINE void store(const Stored& to, int at) const {
-      high_.store(to.high_ + at);
-      low_.store(to.low_ + at);
-    }
-
-    template <typename T>
-    RADAM_INLINE T get(int i) const {
-      return join(high_.elements[i], low_.elements[i]);
-    }
-    template <typename T>
-    RADAM_INLINE void set(int i, T value, Rounding) {
-      split(value, high_.elements[i], low_.elements[i]);
-    }
-
-   private:
-    detail::Elements<BFloat16, width> high_;
-    detail::Elements<std::int16_t, width> low_;
-  };
-
- private:
-  BFloat16* high_;
-  std::int16_t* low_;
-};
-
-template <int role, typename E>
-class Mastered {
- public:
-  using Element = E;
-  static constexpr int kNarrowest = sizeof(E);
-  static constexpr int kWidest = sizeof(float);
-
-  RADAM_INLINE Mastered(const Segment& s, std::int64_t offset)
-      : array_(detail::array<E>(s, role, offset)),
-        copy_(detail::array<float>(s, role::master_param, offset)) {}
-
-  RADAM_INLINE std::uintptr_t address_bits() const {
-    return reinterpret_cast<std::uintptr_t>(array_) | reinterpret_cast<std::uintptr_t>(copy_);
-  }
-
-  template <int width>
-  class Pack {
-   public:
-    RADAM_INLINE void load(const Mastered& from, int at) {
-      stored_.load(from.array_ + at);
-      copy_.load(from.copy_ + at);
-    }
-    RADAM_INLINE void store(const Mastered& to, int at) const {
-      stored_.store(to.array_ + at);
-      copy_.store(to.copy_ + at);
-    }
-
-    template <typename T>
-    RADAM_INLINE T get(int i) const {
-      return master_of(stored_.elements[i], copy_.elements[i]);
-    }
-    template <typename T>
-    RADAM_INLINE void set(int i, T value, Rounding) {
-      radam::store(stored_.elements[i], value);
-      copy_.elements[i] = value;
-    }
-
-   private:
-    detail::Elements<E, width> stored_;
-    detail::Elements<float, width> copy_;
-  };
-
- private:
-  E* array_;
-  float* copy_;
-};
-
-template <int role>
-class Stored<role, MasteredBFloat16> : public Mastered<role, BFloat16> {
-  using Mastered<role, BFloat16>::Mastered;
+class Stored<role, SplitBFloat16>
+    : public WithMaster<role, BFloat16, role::param_remainder, std::int16_t> {
+  using WithMaster<role, BFloat16, role::param_remainder, std::int16_t>::WithMaster;
 };
 template <int role>
-class Stored<role, MasteredHalf> : public Mastered<role, Half> {
-  using Mastered<role, Half>::Mastered;
+class Stored<role, MasteredBFloat16>
+    : public WithMaster<role, BFloat16, role::master_param, float> {
+  using WithMaster<role, BFloat16, role::master_param, float>::WithMaster;
+};
+template <int role>
+class Stored<role, MasteredHalf> : public WithMaster<role, Half, role::master_param, float> {
+  using WithMaster<role, Half, role::master_param, float>::WithMaster;
 };
 
 // The arithmetic type of a parameter that is stored as P.
