@@ -67,7 +67,7 @@ def blocks_of(types):
     if param == "double":
         return 3
     if draws:
-        return 4
+        return 3 if grad == "double" else 4
     if grad == "double":
         return 5 if param in SIZES else 4
     return 5 if "Mastered" in param else 6
@@ -124,8 +124,8 @@ def test_accesses_are_128_bits_wide_and_none_is_generic(which):
         packs = max(1, (4 if 8 in (p, g) else 8) // width)
         p += master
         moments = 3 if amsgrad else 2
-        # The words of a segment's addresses, and of its coefficients.
-        table = (3 if amsgrad else 2) + (3 if param == "double" else 2)
+        # The words of a segment's addresses, of its coefficients, and of its random bits.
+        table = (3 if amsgrad else 2) + (3 if param == "double" else 2) + (2 if draws else 0)
         loads = packs * width * (p + g + m * moments) // 16 + table
         stores = packs * width * (p + m * moments) // 16
         assert counted == {"LDG": loads, "STG": stores}, (param, grad, moment, amsgrad, draws)

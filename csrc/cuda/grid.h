@@ -110,8 +110,8 @@ class Chunk {
   static constexpr int kPacks =
       detail::larger(1, (Storage::kWidest == 8 ? RADAM_IN_FLIGHT / 2 : RADAM_IN_FLIGHT) / kWidth);
 
-  // draw: the random bits of the segment, if it draws any.
-  RADAM_INLINE Chunk(const Segment& s, std::int64_t offset, const Draw* draw)
+  // draw: the random bits of the segment, if it draws any. A copy, which is read before the arrays.
+  RADAM_INLINE Chunk(const Segment& s, std::int64_t offset, const Draw& draw)
       : storage_(s, offset),
         draw_(draw),
         offset_(offset),
@@ -204,9 +204,9 @@ class Chunk {
       update_element<update, l2, Storage::amsgrad>(v.param, v.grad, v.exp_avg, v.exp_avg_sq,
                                                    v.max_exp_avg_sq, c);
       if constexpr (Storage::draws) {
-        const std::uint64_t place = place_of(*draw_, offset_ + at + i);
-        const std::uint64_t key = place_key(draw_->step_key, place);
-        pack.set(i, v, draw_->roles, random_bits(key, static_cast<std::uint32_t>(place)));
+        const std::uint64_t place = place_of(draw_, offset_ + at + i);
+        const std::uint64_t key = place_key(draw_.step_key, place);
+        pack.set(i, v, draw_.roles, random_bits(key, static_cast<std::uint32_t>(place)));
       } else {
         pack.set(i, v, 0, 0);
       }
@@ -214,7 +214,7 @@ class Chunk {
   }
 
   Storage storage_;
-  const Draw* draw_;
+  Draw draw_;
   std::int64_t offset_;
   int numel_;
 };
@@ -257,7 +257,7 @@ RADAM_INLINE int step_thread(const StepArguments& a, std::int64_t block, int thr
   const std::int64_t begin = block * kChunk;
   const auto [s, index] = segment_at(a, block, begin);
   const auto c = coefficients_at<typename Storage::T>(a, s.coefficients_index);
-  const Draw* const draw = Storage::draws ? detail::in_device_memory(a.draws) + index : nullptr;
+  const Draw draw = Storage::draws ? detail::in_device_memory(a.draws)[index] : Draw{};
   const Chunk<Storage, tracked> chunk(s, begin - s.first, draw);
   chunk.step(thread, c, differences);
   return chunk.numel();

@@ -10,7 +10,7 @@ template <typename P, typename G, bool draws>
 constexpr int resident() {
   if (sizeof(P) == 8) return RADAM_RESIDENT / 2;
   constexpr bool has_copy = std::is_same_v<P, MasteredBFloat16> || std::is_same_v<P, MasteredHalf>;
-  if (draws) return RADAM_RESIDENT * 2 / 3;
+  if (draws) return sizeof(G) == 8 ? RADAM_RESIDENT / 2 : RADAM_RESIDENT * 2 / 3;
   if (sizeof(G) == 8) {
     const bool has_master = has_copy || std::is_same_v<P, SplitBFloat16>;
     return has_master ? RADAM_RESIDENT * 2 / 3 : RADAM_RESIDENT * 5 / 6;
