@@ -101,8 +101,8 @@ class Tuned(SharedTensors):
 
         in_use = compiled.options_for
 
-        def options(target: Any, param: Any, amsgrad: bool) -> dict[str, int]:
-            found = in_use(target, param, amsgrad)
+        def options(target: Any, *kind: Any) -> dict[str, int]:
+            found = in_use(target, *kind)
             found["num_warps"] = given.threads // target.warp_size
             if given.registers is not None:
                 found["maxnreg"] = given.registers
